@@ -1,0 +1,35 @@
+"""flatwise: sharpness-aware training and the curvature of real training losses, on PyTorch.
+
+Public names are resolved on first use, so that `import flatwise` and the command line's `--help` do not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flatwise import curvature as curvature
+    from flatwise import methods as methods
+    from flatwise import theory as theory
+    from flatwise.objective import Objective as Objective
+    from flatwise.optim import SharpnessAware as SharpnessAware
+
+__version__ = "0.1.0"
+
+_SUBPACKAGES = ("curvature", "methods", "theory")
+_HOMES = {"Objective": "flatwise.objective", "SharpnessAware": "flatwise.optim"}
+
+__all__ = ["Objective", "SharpnessAware", "__version__", "curvature", "methods", "theory"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return import_module(f"flatwise.{name}")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'flatwise' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

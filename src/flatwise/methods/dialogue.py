@@ -1,0 +1,147 @@
+"""The dialogue between a method and the training loss: requests (`At`), answers (`Evaluation`), memory (`State`).
+
+A method is a generator. It yields the place at which it wants the loss evaluated, receives the evaluation, and returns the
+direction for the base optimizer. It never moves a parameter and never sees a model, a scaler or a process group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, TypeAlias
+
+from torch import Tensor
+
+from flatwise import vectors as V
+from flatwise.vectors import Scalar, Vector
+
+
+@dataclass(frozen=True)
+class At:
+    """A request: evaluate the loss there. Made by `weights`, `along` and `displaced`, not by hand."""
+
+    vector: Vector | None = None
+    length: Scalar | None = None
+    probe: bool = False
+
+    @staticmethod
+    def weights(*, probe: bool = False) -> At:
+        """At the weights. A probe only measures: evaluation mode, and buffers do not advance."""
+        return At(probe=probe)
+
+    @staticmethod
+    def along(vector: Vector, length: Scalar, *, probe: bool = False) -> At:
+        """Displaced by `length` along `vector`, whose own norm does not matter.
+
+        The optimizer scales each parameter group by its own rho, leaves out groups with rho 0, and takes the norm over what
+        is displaced. Along a zero vector nothing is displaced.
+        """
+        return At(vector, length, probe)
+
+    @staticmethod
+    def displaced(vector: Vector, length: Scalar = 1.0, *, probe: bool = False) -> At:
+        """Displaced by `length * vector` as it is: all groups, no normalisation."""
+        return At(V.scale(vector, length), None, probe)
+
+    def displacement(self) -> Vector | None:
+        """The displacement itself, for drivers that can afford a copy; None at the weights."""
+        if self.vector is None or self.length is None:
+            return self.vector
+        return V.scale(self.vector, self.length * V.reciprocal(V.norm(self.vector)))
+
+
+class Evaluation:
+    """The loss (0-d tensor) and its gradient at one place: unscaled, and the mean over data-parallel replicas.
+
+    `repeatable` says that evaluating again would give the same numbers but for the mode: no random numbers were drawn, and
+    every replica saw the same gradient. It is a 0-d boolean tensor or a bool; read it only where a host synchronisation is
+    affordable.
+    """
+
+    def __init__(self, loss: Tensor, gradient: Vector, repeatable: bool | Tensor = True) -> None:
+        self.loss = loss
+        self.repeatable = repeatable
+        self._gradient: Vector | None = gradient
+
+    @property
+    def gradient(self) -> Vector:
+        """The gradient, kept alive by this evaluation."""
+        if self._gradient is None:
+            raise RuntimeError("this gradient was handed over by release(); a method that needs it twice keeps it")
+        return self._gradient
+
+    def release(self) -> Vector:
+        """The gradient, handed over: it does not live through the next evaluation unless the caller keeps it."""
+        gradient, self._gradient = self.gradient, None
+        return gradient
+
+
+@dataclass
+class State:
+    """What a method remembers from step to step. Everything but the views is in the checkpoint.
+
+    `step` counts steps that the base optimizer has taken; `seed` is for the method's own random numbers; `vectors` and
+    `numbers` are the method's own, by name. `weights` and `momentum` are read-only views, `perturbed` says which parameters
+    have a rho above zero. `notes` are for the diagnostics of this step only.
+    """
+
+    step: int = 0
+    seed: int = 0
+    vectors: dict[str, Vector] = field(default_factory=dict[str, Vector])
+    numbers: dict[str, float] = field(default_factory=dict[str, float])
+    weights: Vector = field(default_factory=list)
+    momentum: Vector = field(default_factory=list)
+    perturbed: Sequence[bool] = ()
+    notes: dict[str, Scalar] = field(default_factory=dict[str, Scalar])
+
+    def copy(self) -> State:
+        """A copy that a dialogue may change: records are new, tensors are shared and must be replaced, not written into."""
+        vectors = {name: list(vector) for name, vector in self.vectors.items()}
+        return State(self.step, self.seed, vectors, dict(self.numbers), self.weights, self.momentum, self.perturbed)
+
+    def on_perturbed(self, vector: Vector) -> Vector:
+        """The vector with None where the parameter is in a group with rho 0."""
+        return V.restrict(vector, self.perturbed) if self.perturbed else vector
+
+
+Passes: TypeAlias = Generator[At, Evaluation, Vector]
+
+
+class Method(Protocol):
+    """What every method offers: a frozen dataclass of hyper-parameters with these two functions."""
+
+    adaptive: ClassVar[bool]
+
+    def init(self, vectors: Vector) -> State:
+        """The state before the first step, for parameters shaped like `vectors`."""
+        ...
+
+    def passes(self, state: State) -> Passes:
+        """The dialogue of one step: yields places, receives evaluations, returns the direction to step along."""
+        ...
+
+
+class Dialogue:
+    """The base of the methods: no memory of their own, a number of evaluations that does not depend on data."""
+
+    adaptive: ClassVar[bool] = False
+
+    def init(self, vectors: Vector) -> State:
+        """An empty state."""
+        del vectors
+        return State()
+
+
+def drive(method: Method, evaluate: Callable[[At], Evaluation], state: State) -> Vector:
+    """Run one dialogue with a pure function in place of the optimizer, and return the direction.
+
+    `evaluate` answers a request; `at.displacement()` is the place relative to the weights. `state` is changed as the method
+    changes it, `state.step` is left to the caller. For theory, and for tests in float64 on losses with known answers.
+    """
+    dialogue = method.passes(state)
+    try:
+        request = next(dialogue)
+        while True:
+            request = dialogue.send(evaluate(request))
+    except StopIteration as finished:
+        return finished.value

@@ -1,0 +1,119 @@
+"""What a model carries besides its weights: modes, buffers, the random state. Saved, restored, and left as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Mode: TypeAlias = Literal["current", "eval", "train"]
+
+
+class Modes:
+    """The training flag of every module, as it was when this was made.
+
+    `model.train()` cannot give back a model whose frozen BatchNorm was in evaluation mode; this can.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self._flags = [(m, m.training) for m in model.modules()] if model is not None else []
+
+    def restore(self) -> None:
+        """Set every flag back."""
+        for module, training in self._flags:
+            module.training = training
+
+    def set(self, training: bool) -> None:
+        """Put every module in training or evaluation mode."""
+        for module, _ in self._flags:
+            module.training = training
+
+    def any_training(self) -> bool:
+        """Whether some module is in training mode now."""
+        return any(module.training for module, _ in self._flags)
+
+
+class Buffers:
+    """The buffers of a model (running statistics, counters), as they were when this was made.
+
+    Every registered buffer counts, of any module: a list of known BatchNorm classes misses the next custom one.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self._places = list(_buffer_places(model)) if model is not None else []
+        self._values = [buffer.detach().clone() for _, _, buffer in self._places]
+
+    def restore(self) -> None:
+        """Write the saved values into the same storage; a buffer that was replaced is put back."""
+        for module, name, buffer in self._places:
+            if module._buffers.get(name) is not buffer:
+                module._buffers[name] = buffer
+        with torch.no_grad():
+            for (_, _, buffer), value in zip(self._places, self._values, strict=True):
+                buffer.copy_(value)
+
+
+class RandomState:
+    """The state of torch's random generators on the CPU and on the given devices, as it was when this was made."""
+
+    def __init__(self, devices: Iterable[torch.device] = ()) -> None:
+        self._cpu = torch.get_rng_state()
+        self._accelerators = {d: torch.get_device_module(d).get_rng_state(d) for d in devices if d.type != "cpu"}
+
+    def restore(self) -> None:
+        """Set the generators back."""
+        torch.set_rng_state(self._cpu)
+        for device, state in self._accelerators.items():
+            torch.get_device_module(device).set_rng_state(state, device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, RandomState) and torch.equal(self._cpu, other._cpu) and self._same_devices(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _same_devices(self, other: RandomState) -> bool:
+        return all(torch.equal(state, other._accelerators[d]) for d, state in self._accelerators.items())
+
+
+def devices(tensors: Iterable[Tensor]) -> list[torch.device]:
+    """The distinct devices of some tensors, in order of appearance."""
+    return list(dict.fromkeys(t.device for t in tensors))
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The user's own module inside DistributedDataParallel and `torch.compile` wrappers."""
+    while True:
+        inner: Any = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+@contextmanager
+def measuring(model: nn.Module, mode: Mode = "current") -> Generator[None]:
+    """Evaluate `model` in the given mode; afterwards modes, buffers and the random state are as before.
+
+    Measuring changes nothing, also when the body raises.
+    """
+    modes, buffers = Modes(model), Buffers(model)
+    random = RandomState(devices([*model.parameters(), *model.buffers()]))
+    try:
+        if mode != "current":
+            modes.set(mode == "train")
+        yield
+    finally:
+        modes.restore()
+        buffers.restore()
+        random.restore()
+
+
+def _buffer_places(model: nn.Module) -> Iterable[tuple[nn.Module, str, Tensor]]:
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                yield module, name, buffer

@@ -1,0 +1,220 @@
+"""Vectors in parameter space, and their algebra.
+
+A `Vector` is a list of tensors, or None, in parameter order: the one currency for weights, gradients, displacements,
+eigenvectors and Hessian-vector products. None stands for a parameter that takes no part; it counts as zero and stays None.
+This module is the only place that knows about sharded tensors (DTensor): dots and norms are global over all shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+Vector: TypeAlias = list[Tensor | None]
+Scalar: TypeAlias = float | Tensor
+
+
+def present(vector: Iterable[Tensor | None]) -> list[Tensor]:
+    """The tensors of a vector, without its Nones."""
+    return [t for t in vector if t is not None]
+
+
+def pairs(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors of `a` and `b` at the places where both have one."""
+    both = [(s, t) for s, t in zip(a, b, strict=True) if s is not None and t is not None]
+    return [s for s, _ in both], [t for _, t in both]
+
+
+def each(function: Callable[[list[Tensor]], Sequence[Tensor]], vector: Sequence[Tensor | None]) -> Vector:
+    """`function` applied to the tensors of a vector; None stays None."""
+    results = iter(function(present(vector)))
+    return [None if t is None else next(results) for t in vector]
+
+
+def clone(vector: Sequence[Tensor | None]) -> Vector:
+    """A copy with storage of its own, without autograd history."""
+    return [None if t is None else t.detach().clone() for t in vector]
+
+
+def zeros_like(vector: Sequence[Tensor | None]) -> Vector:
+    """Zeros of the same shapes, dtypes, devices and shards."""
+    return [None if t is None else torch.zeros_like(t, requires_grad=False) for t in vector]
+
+
+def restrict(vector: Sequence[Tensor | None], places: Sequence[bool]) -> Vector:
+    """The vector with None wherever `places` is False."""
+    return [t if keep else None for t, keep in zip(vector, places, strict=True)]
+
+
+# --- linear algebra ---------------------------------------------------------------------------------------------------
+
+
+def scale(vector: Sequence[Tensor | None], factor: Scalar) -> Vector:
+    """`factor * vector`; a tensor factor is 0-d and costs no host synchronisation."""
+    return each(lambda ts: torch._foreach_mul(ts, _like(factor, ts)) if ts else [], vector)
+
+
+def scale_(vector: Sequence[Tensor | None], factor: Scalar) -> None:
+    """`vector *= factor`, in place."""
+    if tensors := present(vector):
+        torch._foreach_mul_(tensors, _like(factor, tensors))
+
+
+def add(a: Sequence[Tensor | None], b: Sequence[Tensor | None], factor: Scalar = 1.0) -> Vector:
+    """`a + factor * b`; where one of them is None, the other counts alone."""
+    tilted = scale(b, factor)
+    return [t if s is None else s if t is None else s + t for s, t in zip(a, tilted, strict=True)]
+
+
+def add_(a: Sequence[Tensor | None], b: Sequence[Tensor | None], factor: Scalar = 1.0) -> None:
+    """`a += factor * b`, in place, without a scaled copy of `b`; where either is None nothing happens."""
+    into, what = pairs(a, b)
+    if not into:
+        return
+    if isinstance(factor, Tensor):
+        torch._foreach_addcmul_(into, what, [_like(factor, [t]) for t in what])
+    else:
+        torch._foreach_add_(into, what, alpha=factor)
+
+
+def copy_(into: Sequence[Tensor | None], source: Sequence[Tensor | None]) -> None:
+    """`into[:] = source`, in place, wherever `source` has a tensor."""
+    targets, sources = pairs(into, source)
+    if targets:
+        torch._foreach_copy_(targets, sources)
+
+
+def dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
+    """The inner product, a 0-d tensor, accumulated in at least float32 and summed over all shards."""
+    left, right = pairs(a, b)
+    products = [_sum_over_shards(_local_dot(_local(s), _local(t)), s) for s, t in zip(left, right)]
+    return _total(products, a)
+
+
+def norm(vector: Sequence[Tensor | None]) -> Tensor:
+    """The Euclidean norm, a 0-d tensor, accumulated in at least float32 and global over all shards."""
+    tensors = present(vector)
+    if any(_is_sharded(t) for t in tensors):
+        return dot(vector, vector).sqrt()
+    return _plain_norm(tensors, vector)
+
+
+def unit(vector: Sequence[Tensor | None]) -> Vector:
+    """The vector divided by its norm; a zero vector stays zero."""
+    return scale(vector, reciprocal(norm(vector)))
+
+
+def project_out(vector: Sequence[Tensor | None], direction: Sequence[Tensor | None]) -> Vector:
+    """The part of `vector` orthogonal to the unit vector `direction`."""
+    return add(vector, direction, -dot(vector, direction))
+
+
+def cosine(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
+    """The cosine of the angle between two vectors, 0 where one of them is zero."""
+    return dot(a, b) * reciprocal(norm(a)) * reciprocal(norm(b))
+
+
+def reciprocal(x: Tensor) -> Tensor:
+    """`1 / x`, and 0 where x is 0 or not finite: a zero gradient is not a NaN."""
+    usable = (x != 0) & torch.isfinite(x)
+    return torch.where(usable, 1 / torch.where(usable, x, torch.ones_like(x)), torch.zeros_like(x))
+
+
+def size(vector: Sequence[Tensor | None]) -> int:
+    """The number of coordinates, over all shards."""
+    return sum(t.numel() for t in present(vector))
+
+
+def random_like(vector: Sequence[Tensor | None], seed: int) -> Vector:
+    """A standard normal vector that depends on `seed` and each tensor's place and full shape alone, not on sharding."""
+    return [None if t is None else _normal_like(t, seed, i) for i, t in enumerate(vector)]
+
+
+# --- what tensors are made of -----------------------------------------------------------------------------------------
+
+
+def epsilon(vector: Sequence[Tensor | None]) -> float:
+    """The machine epsilon of the coarsest dtype in the vector."""
+    return max((torch.finfo(t.dtype).eps for t in present(vector)), default=torch.finfo(torch.float32).eps)
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _like(factor: Scalar, tensors: Sequence[Tensor]) -> Any:
+    """A scalar that multiplies `tensors` without promoting them; a 0-d tensor is moved to their device."""
+    if isinstance(factor, Tensor) and tensors and not _is_sharded(tensors[0]):
+        return factor.to(tensors[0].device, tensors[0].dtype)
+    return factor
+
+
+def _plain_norm(tensors: list[Tensor], vector: Sequence[Tensor | None]) -> Tensor:
+    widest = _widest(tensors)
+    norms = torch._foreach_norm(tensors, 2, dtype=widest) if tensors else ()
+    return torch.linalg.vector_norm(_stack(norms)) if norms else _total([], vector)
+
+
+def _local_dot(a: Tensor, b: Tensor) -> Tensor:
+    dtype = _accumulator(torch.promote_types(a.dtype, b.dtype))
+    return torch.dot(a.detach().reshape(-1).to(dtype), b.detach().reshape(-1).to(dtype))
+
+
+def _total(products: Sequence[Tensor], like: Sequence[Tensor | None]) -> Tensor:
+    if products:
+        return _stack(products).sum()
+    first = next(iter(present(like)), None)
+    return torch.zeros((), device=None if first is None else first.device)
+
+
+def _stack(scalars: Sequence[Tensor]) -> Tensor:
+    dtype = _widest(scalars)
+    return torch.stack([s.to(scalars[0].device, dtype) for s in scalars])
+
+
+def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
+    dtype = torch.float32
+    for t in tensors:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return dtype
+
+
+def _is_sharded(t: Tensor) -> bool:
+    """Whether `t` is a DTensor, asked without importing the distributed package."""
+    return hasattr(t, "device_mesh")
+
+
+def _local(t: Tensor) -> Tensor:
+    return cast("DTensor", t).to_local() if _is_sharded(t) else t
+
+
+def _sum_over_shards(value: Tensor, owner: Tensor) -> Tensor:
+    """Add up a per-rank value over the mesh dimensions along which `owner` is split."""
+    if not _is_sharded(owner):
+        return value
+    import torch.distributed as dist
+
+    sharded = cast("DTensor", owner)
+    for dim, placement in enumerate(sharded.placements):
+        if placement.is_partial():
+            raise ValueError("a vector holds a DTensor with a partial placement; redistribute it before taking norms")
+        if placement.is_shard():
+            dist.all_reduce(value, group=sharded.device_mesh.get_group(dim))
+    return value
+
+
+def _normal_like(t: Tensor, seed: int, place: int) -> Tensor:
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + place) % 2**63)
+    full = torch.randn(t.shape, generator=generator, dtype=_accumulator(t.dtype)).to(t.device, t.dtype)
+    if not _is_sharded(t):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded = cast("DTensor", t)
+    return distribute_tensor(full, sharded.device_mesh, sharded.placements, src_data_rank=None)

@@ -83,15 +83,15 @@ def devices(tensors: Iterable[Tensor]) -> list[torch.device]:
     return list(dict.fromkeys(t.device for t in tensors))
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The user's own module inside DistributedDataParallel and `torch.compile` wrappers."""
-    while True:
-        inner: Any = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
+def data_parallel(model: nn.Module | None) -> nn.parallel.DistributedDataParallel | None:
+    """The DistributedDataParallel that `model` is, or that `torch.compile` wrapped."""
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.parallel.DistributedDataParallel) else None
+
+
+def sharded(model: nn.Module | None) -> list[Any]:
+    """The modules of a model that FSDP2 shards, asked without importing the distributed package."""
+    return [m for m in model.modules() if hasattr(m, "reshard")] if model is not None else []
 
 
 @contextmanager

@@ -57,12 +57,12 @@ def restrict(vector: Sequence[Tensor | None], places: Sequence[bool]) -> Vector:
 
 def scale(vector: Sequence[Tensor | None], factor: Scalar) -> Vector:
     """`factor * vector`; a tensor factor is 0-d and costs no host synchronisation."""
-    return each(lambda ts: torch._foreach_mul(ts, _like(factor, ts)) if ts else [], vector)
+    return each(lambda ts: _multiplied(ts, _like(factor, ts)) if ts else [], vector)
 
 
 def scale_(vector: Sequence[Tensor | None], factor: Scalar) -> None:
     """`vector *= factor`, in place."""
-    if tensors := present(vector):
+    if tensors := locals_of(present(vector)):
         torch._foreach_mul_(tensors, _like(factor, tensors))
 
 
@@ -75,10 +75,11 @@ def add(a: Sequence[Tensor | None], b: Sequence[Tensor | None], factor: Scalar =
 def add_(a: Sequence[Tensor | None], b: Sequence[Tensor | None], factor: Scalar = 1.0) -> None:
     """`a += factor * b`, in place, without a scaled copy of `b`; where either is None nothing happens."""
     into, what = pairs(a, b)
+    into, what = locals_of(into), locals_of(what)
     if not into:
         return
     if isinstance(factor, Tensor):
-        torch._foreach_addcmul_(into, what, [_like(factor, [t]) for t in what])
+        torch._foreach_addcmul_(into, what, [factor.to(t.device, t.dtype) for t in what])
     else:
         torch._foreach_add_(into, what, alpha=factor)
 
@@ -87,22 +88,21 @@ def copy_(into: Sequence[Tensor | None], source: Sequence[Tensor | None]) -> Non
     """`into[:] = source`, in place, wherever `source` has a tensor."""
     targets, sources = pairs(into, source)
     if targets:
-        torch._foreach_copy_(targets, sources)
+        torch._foreach_copy_(locals_of(targets), locals_of(sources))
 
 
 def dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
     """The inner product, a 0-d tensor, accumulated in at least float32 and summed over all shards."""
     left, right = pairs(a, b)
-    products = [_sum_over_shards(_local_dot(_local(s), _local(t)), s) for s, t in zip(left, right)]
-    return _total(products, a)
+    return _sum([_flat_dot(s, t) for s, t in zip(locals_of(left), locals_of(right))], left, a)
 
 
 def norm(vector: Sequence[Tensor | None]) -> Tensor:
     """The Euclidean norm, a 0-d tensor, accumulated in at least float32 and global over all shards."""
     tensors = present(vector)
-    if any(_is_sharded(t) for t in tensors):
+    if not tensors or any(_is_sharded(t) for t in tensors):
         return dot(vector, vector).sqrt()
-    return _plain_norm(tensors, vector)
+    return torch.linalg.vector_norm(_stack(torch._foreach_norm(tensors, 2, dtype=_widest(tensors))))
 
 
 def unit(vector: Sequence[Tensor | None]) -> Vector:
@@ -121,9 +121,9 @@ def cosine(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
 
 
 def reciprocal(x: Tensor) -> Tensor:
-    """`1 / x`, and 0 where x is 0 or not finite: a zero gradient is not a NaN."""
-    usable = (x != 0) & torch.isfinite(x)
-    return torch.where(usable, 1 / torch.where(usable, x, torch.ones_like(x)), torch.zeros_like(x))
+    """`1 / x`, and 0 where that or x is not finite: a zero gradient is not a NaN."""
+    inverse = 1 / x
+    return torch.where(torch.isfinite(inverse), inverse, torch.zeros_like(inverse))
 
 
 def size(vector: Sequence[Tensor | None]) -> int:
@@ -150,27 +150,53 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def _like(factor: Scalar, tensors: Sequence[Tensor]) -> Any:
     """A scalar that multiplies `tensors` without promoting them; a 0-d tensor is moved to their device."""
-    if isinstance(factor, Tensor) and tensors and not _is_sharded(tensors[0]):
-        return factor.to(tensors[0].device, tensors[0].dtype)
-    return factor
+    return factor.to(tensors[0].device) if isinstance(factor, Tensor) else factor
 
 
-def _plain_norm(tensors: list[Tensor], vector: Sequence[Tensor | None]) -> Tensor:
-    widest = _widest(tensors)
-    norms = torch._foreach_norm(tensors, 2, dtype=widest) if tensors else ()
-    return torch.linalg.vector_norm(_stack(norms)) if norms else _total([], vector)
+def _multiplied(tensors: list[Tensor], factor: Any) -> list[Tensor]:
+    """A 0-d tensor factor of a wider dtype would promote a 0-d parameter, and no other."""
+    return [product.to(t.dtype) for product, t in zip(torch._foreach_mul(tensors, factor), tensors, strict=True)]
 
 
-def _local_dot(a: Tensor, b: Tensor) -> Tensor:
+def _flat_dot(a: Tensor, b: Tensor) -> Tensor:
     dtype = _accumulator(torch.promote_types(a.dtype, b.dtype))
     return torch.dot(a.detach().reshape(-1).to(dtype), b.detach().reshape(-1).to(dtype))
 
 
-def _total(products: Sequence[Tensor], like: Sequence[Tensor | None]) -> Tensor:
-    if products:
-        return _stack(products).sum()
-    first = next(iter(present(like)), None)
-    return torch.zeros((), device=None if first is None else first.device)
+def _sum(values: Sequence[Tensor], owners: Sequence[Tensor], like: Sequence[Tensor | None]) -> Tensor:
+    """Add up one value per tensor; where the tensors are sharded, also over their shards."""
+    if not values:
+        first = next(iter(present(like)), None)
+        return torch.zeros((), device=None if first is None else first.device)
+    if not any(_is_sharded(t) for t in owners):
+        return _stack(values).sum()
+    return _sum_over_shards(values, owners)
+
+
+def _sum_over_shards(values: Sequence[Tensor], owners: Sequence[Tensor]) -> Tensor:
+    """One reduction for all tensors that are split in the same way, not one for each tensor."""
+    import torch.distributed as dist
+
+    alike: dict[tuple[Any, ...], list[Tensor]] = {}
+    for value, owner in zip(values, owners, strict=True):
+        alike.setdefault(_splitting_groups(owner), []).append(value)
+    sums: list[Tensor] = []
+    for groups, members in alike.items():
+        total = _stack(members).sum()
+        for group in groups:
+            dist.all_reduce(total, group=group)
+        sums.append(total)
+    return _stack(sums).sum()
+
+
+def _splitting_groups(t: Tensor) -> tuple[Any, ...]:
+    """The process groups over which a tensor is split; replicated mesh dimensions hold the same values and do not count."""
+    if not _is_sharded(t):
+        return ()
+    sharded = cast("DTensor", t)
+    if any(p.is_partial() for p in sharded.placements):
+        raise ValueError("a vector holds a DTensor with a partial placement; redistribute it before taking norms")
+    return tuple(sharded.device_mesh.get_group(i) for i, p in enumerate(sharded.placements) if p.is_shard())
 
 
 def _stack(scalars: Sequence[Tensor]) -> Tensor:
@@ -190,23 +216,9 @@ def _is_sharded(t: Tensor) -> bool:
     return hasattr(t, "device_mesh")
 
 
-def _local(t: Tensor) -> Tensor:
-    return cast("DTensor", t).to_local() if _is_sharded(t) else t
-
-
-def _sum_over_shards(value: Tensor, owner: Tensor) -> Tensor:
-    """Add up a per-rank value over the mesh dimensions along which `owner` is split."""
-    if not _is_sharded(owner):
-        return value
-    import torch.distributed as dist
-
-    sharded = cast("DTensor", owner)
-    for dim, placement in enumerate(sharded.placements):
-        if placement.is_partial():
-            raise ValueError("a vector holds a DTensor with a partial placement; redistribute it before taking norms")
-        if placement.is_shard():
-            dist.all_reduce(value, group=sharded.device_mesh.get_group(dim))
-    return value
+def locals_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The part of each tensor that this process holds, sharing its storage: elementwise work needs no communication."""
+    return [cast("DTensor", t).to_local() if _is_sharded(t) else t for t in tensors]
 
 
 def _normal_like(t: Tensor, seed: int, place: int) -> Tensor:

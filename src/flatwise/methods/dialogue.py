@@ -21,7 +21,8 @@ class At:
     """A request: evaluate the loss there. Made by `weights`, `along` and `displaced`, not by hand."""
 
     vector: Vector | None = None
-    length: Scalar | None = None
+    length: Scalar = 1.0
+    normalised: bool = False
     probe: bool = False
 
     @staticmethod
@@ -34,20 +35,20 @@ class At:
         """Displaced by `length` along `vector`, whose own norm does not matter.
 
         The optimizer scales each parameter group by its own rho, leaves out groups with rho 0, and takes the norm over what
-        is displaced. Along a zero vector nothing is displaced.
+        is displaced. Along a zero vector nothing is displaced. A negative length goes the other way.
         """
-        return At(vector, length, probe)
+        return At(vector, length, True, probe)
 
     @staticmethod
     def displaced(vector: Vector, length: Scalar = 1.0, *, probe: bool = False) -> At:
         """Displaced by `length * vector` as it is: all groups, no normalisation."""
-        return At(V.scale(vector, length), None, probe)
+        return At(vector, length, False, probe)
 
     def displacement(self) -> Vector | None:
         """The displacement itself, for drivers that can afford a copy; None at the weights."""
-        if self.vector is None or self.length is None:
-            return self.vector
-        return V.scale(self.vector, self.length * V.reciprocal(V.norm(self.vector)))
+        if self.vector is None:
+            return None
+        return V.scale(self.vector, self.length * V.reciprocal(V.norm(self.vector)) if self.normalised else self.length)
 
 
 class Evaluation:
@@ -81,23 +82,26 @@ class State:
     """What a method remembers from step to step. Everything but the views is in the checkpoint.
 
     `step` counts steps that the base optimizer has taken; `seed` is for the method's own random numbers; `vectors` and
-    `numbers` are the method's own, by name. `weights` and `momentum` are read-only views, `perturbed` says which parameters
-    have a rho above zero. `notes` are for the diagnostics of this step only.
+    `numbers` are the method's own, by name. `weights` is a read-only view, `perturbed` says which parameters have a rho above
+    zero (empty: all). `notes` are for the diagnostics of this step only.
     """
 
     step: int = 0
     seed: int = 0
     vectors: dict[str, Vector] = field(default_factory=dict[str, Vector])
     numbers: dict[str, float] = field(default_factory=dict[str, float])
-    weights: Vector = field(default_factory=list)
-    momentum: Vector = field(default_factory=list)
+    weights: Vector = field(default_factory=list[Tensor | None])
     perturbed: Sequence[bool] = ()
     notes: dict[str, Scalar] = field(default_factory=dict[str, Scalar])
 
     def copy(self) -> State:
         """A copy that a dialogue may change: records are new, tensors are shared and must be replaced, not written into."""
         vectors = {name: list(vector) for name, vector in self.vectors.items()}
-        return State(self.step, self.seed, vectors, dict(self.numbers), self.weights, self.momentum, self.perturbed)
+        return State(self.step, self.seed, vectors, dict(self.numbers), self.weights, self.perturbed)
+
+    def displaces(self, rho: float) -> bool:
+        """Whether a displacement of length `rho` moves any parameter; where not, one evaluation is enough."""
+        return rho != 0 and (not self.perturbed or any(self.perturbed))
 
     def on_perturbed(self, vector: Vector) -> Vector:
         """The vector with None where the parameter is in a group with rho 0."""

@@ -1,0 +1,67 @@
+# `make demo` and `make test` create the environment in .venv first if it is missing or older than pyproject.toml.
+# Relative paths only: make splits names at spaces, and the folder of the project may have one in its name.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check-slow lint bench clean
+
+PYTHONS ?= python3.13 python3.12 python3.11 python3
+WORKERS ?= 2
+PY := .venv/bin/python
+
+CAN_MAKE_VENV := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+IS_USABLE := import sys, pip; sys.exit(sys.version_info < (3, 11))
+
+# The mark of a complete installation holds the folder's path: a copied or moved project must not run the code of the old place.
+$(shell test "$$(cat .venv/installed 2>/dev/null)" = "$$(pwd -P)" || rm -f .venv/installed)
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/installed ## train and compare on real images, about two minutes; leaves demo/report.html
+	$(PY) -m flatwise demo
+	@test -f demo/report.html
+
+test: lint ## lint, types and all tests but the slow ones
+	$(PY) -m pytest -m "not slow" -n $(WORKERS)
+
+check-slow: .venv/installed ## the tests that take minutes
+	@$(PY) -m pytest -m slow || { code=$$?; test $$code -eq 5 && echo "there are no slow tests"; }
+
+lint: .venv/installed ## ruff and pyright
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	@if $(PY) -m pyright --version >/dev/null 2>&1; then \
+		echo "$(PY) -m pyright"; \
+		$(PY) -m pyright --pythonpath $(PY); \
+	else \
+		echo "TYPES WERE NOT CHECKED: pyright's engine needs node, which could be neither found nor fetched." >&2; \
+		echo "With a connection, '$(PY) -m pyright --version' fetches it once, or shows what is in the way." >&2; \
+	fi
+
+bench: .venv/installed ## the cost of a step, relative to the base optimizer's
+	@$(PY) -c "import pytorch_optimizer" 2>/dev/null || $(PY) -m pip install -e ".[bench]"
+	@for script in benchmarks/*.py; do $(PY) "$$script" || exit; done
+
+clean: ## remove the environment, caches, and the demo: everything that make can make again
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The mark is removed first and written last: an interrupted installation leaves none, and the next call goes on with it.
+.venv/installed: pyproject.toml
+	@rm -f $@
+	@if ! $(PY) -c '$(IS_USABLE)' 2>/dev/null; then \
+		found=; \
+		for python in $(PYTHONS); do \
+			if "$$python" -c '$(CAN_MAKE_VENV)' 2>/dev/null; then found=$$python; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "flatwise needs Python 3.11 or newer with venv and pip; none of these is one: $(PYTHONS)." >&2; \
+			echo "On Debian and Ubuntu: apt install python3-venv. Another one: make PYTHONS=/path/to/python3" >&2; \
+			exit 1; \
+		fi; \
+		echo "creating .venv with $$("$$found" --version)"; \
+		"$$found" -m venv --clear .venv; \
+	fi
+	@echo "installing into .venv; torch is large, so this takes some minutes the first time"
+	$(PY) -m pip install --disable-pip-version-check -e ".[test,lint]"
+	@pwd -P > $@

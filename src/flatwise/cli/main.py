@@ -1,0 +1,64 @@
+"""The `flatwise` command: arguments in, one of the commands run, an exit code out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Protocol
+
+import tyro
+
+from flatwise.cli.compare import Compare
+from flatwise.cli.demo import Demo
+from flatwise.cli.listing import List
+from flatwise.cli.report import Report
+from flatwise.cli.train import Train
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+DESCRIPTION = """Train neural networks towards flat minima, and measure whether they got there.
+
+Errors are one sentence; with --debug (or FLATWISE_DEBUG=1) they come with a traceback."""
+
+
+class Command(Protocol):
+    """What every command offers, besides its arguments as fields."""
+
+    def run(self, words: Sequence[str]) -> int:
+        """Do it, and return the exit code; `words` is the command line, from the command's own name on."""
+        ...
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "demo": Demo,
+    "train": Train,
+    "compare": Compare,
+    "report": Report,
+    "list": List,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that the arguments name (by default those of this process), and exit."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words or bool(os.environ.get("FLATWISE_DEBUG"))
+    words = [word for word in words if word != "--debug"]
+    try:
+        command: Command = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS, prog="flatwise", description=DESCRIPTION, args=words
+        )
+        sys.exit(command.run(words))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except (ValueError, TypeError, OSError) as error:
+        if debug:
+            raise
+        print(f"flatwise: {_sentence(error)}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,94 @@
+"""`flatwise train`: one run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from flatwise.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from flatwise.runs import Run
+    from flatwise.training.interruption import Interrupted
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train one model and leave a run folder; the same command again continues where it stopped."""
+
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+
+    out: Path | None = None
+    """The run folder; default: runs/METHOD-DATA-MODEL-HASH, where the hash stands for all settings."""
+
+    resume: Path | None = None
+    """Continue this run folder with its own settings."""
+
+    settings: Path | None = None
+    """A JSON file with settings, named as here but with underscores; flags override it."""
+
+    def run(self, words: Sequence[str]) -> int:
+        """Train, and say where the results lie."""
+        from flatwise.training import Interrupted, resolved, train
+
+        settled = self._settled(words)
+        config = resolved(settled.config)
+        folder = settled.out or _default_folder(config)
+        try:
+            with _progress() as progress:
+                run = train(config, folder, progress=progress)
+        except Interrupted as stop:
+            return _stopped(stop)
+        return _report(run)
+
+    def _settled(self, words: Sequence[str]) -> Train:
+        """These arguments, with the settings of the run or the file as the defaults of the flags."""
+        from flatwise.runs import Run
+
+        if self.resume and (self.out or self.settings):
+            raise ValueError("--resume continues a run in its folder with its settings; leave --out and --settings out")
+        if self.resume:
+            config = TrainConfig.from_dict(Run.open(self.resume).config, str(self.resume))
+            return replace(_parsed(words, config), out=self.resume)
+        return _parsed(words, TrainConfig.from_file(self.settings)) if self.settings else self
+
+
+def _parsed(words: Sequence[str], defaults: TrainConfig) -> Train:
+    return tyro.cli(Train, prog="flatwise train", args=words[1:], default=Train(config=defaults))
+
+
+def _default_folder(config: TrainConfig) -> Path:
+    settings = json.dumps(config.to_dict(), sort_keys=True).encode()
+    words = [config.method, *(name.split(":")[0] for name in (config.data, config.model))]
+    return Path("runs") / "-".join([*words, hashlib.sha256(settings).hexdigest()[:8]])
+
+
+def _progress() -> Any:
+    from flatwise.experiments.progress import step_progress
+
+    return step_progress()
+
+
+def _stopped(stop: Interrupted) -> int:
+    print(f"stopped at step {stop.step}; continue with: flatwise train --resume {stop.run.path}", file=sys.stderr)
+    return 128 + stop.signal
+
+
+def _report(run: Run) -> int:
+    summary = run.summary
+    if run.status == "diverged":
+        print(f"{summary['reason']}; what was measured until then is in {run.path}", file=sys.stderr)
+        return 1
+    print(f"test accuracy {100 * summary['test_accuracy']:.1f} %, training loss {summary['train_loss']:.4g}", end="")
+    if "top_eigenvalue" in summary:
+        print(f", top eigenvalue {summary['top_eigenvalue']:.4g}", end="")
+    print(f", {summary['evaluations']:,} gradient evaluations in {summary['seconds']:.1f} s")
+    print(f"run folder {run.path}; for a page about it: flatwise report {run.path}")
+    return 0

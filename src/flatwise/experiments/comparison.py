@@ -1,0 +1,150 @@
+"""A comparison: arms times seeds, made by parallel processes into one folder, which the report reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flatwise.experiments.pool import Job, Pool
+from flatwise.experiments.progress import overall_progress
+from flatwise.runs import Run, RunError, write_json
+from flatwise.training import TrainConfig
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method with its settings, run over all seeds.
+
+    Attributes:
+        name: of its folder, unique in the comparison.
+        label: as people read it.
+        config: the settings; the seed in it does not count.
+        role: "method", or "control" for what only serves to judge another arm.
+        norm_of: the name of an arm at whose mean displacement norm this one runs, seed by seed, as measured there.
+        weight: the share of one run in the work, for the estimate of the remaining time.
+    """
+
+    name: str
+    label: str
+    config: TrainConfig
+    role: str = "method"
+    norm_of: str | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms to compare over seeds.
+
+    Attributes:
+        title: of the report.
+        arms: the arms, as ordered in tables.
+        seeds: the seeds of every arm.
+        baseline: the name of the arm that the others are compared with.
+        pairs: names of two arms whose difference is of interest.
+        command: the command line that makes this again.
+        kind: "comparison" or "edge".
+        edge: the name of the subfolder with an edge comparison that belongs to this one.
+    """
+
+    title: str
+    arms: Sequence[Arm]
+    seeds: Sequence[int]
+    baseline: str
+    pairs: Sequence[tuple[str, str]]
+    command: str
+    kind: str = "comparison"
+    edge: str | None = None
+
+    def jobs(self, folder: Path) -> list[Job]:
+        """All runs: those that others wait for first, then long before short, so that the processes end together."""
+        arms = sorted(self.arms, key=lambda arm: (arm.norm_of is not None, not self._is_awaited(arm), -arm.weight))
+        return [self._job(folder, arm, seed) for arm in arms for seed in self.seeds]
+
+    def write(self, folder: Path) -> None:
+        """Write `comparison.json`, which says what the folder holds."""
+        write_json(
+            folder / "comparison.json",
+            {
+                "title": self.title,
+                "kind": self.kind,
+                "command": self.command,
+                "arms": [self._entry(arm) for arm in self.arms],
+                "baseline": self.baseline,
+                "pairs": [list(pair) for pair in self.pairs],
+                "seeds": list(self.seeds),
+                "edge": self.edge,
+            },
+        )
+
+    def _is_awaited(self, arm: Arm) -> bool:
+        return any(other.norm_of == arm.name for other in self.arms)
+
+    def _job(self, folder: Path, arm: Arm, seed: int) -> Job:
+        model = folder / run_folder(arm.norm_of, seed) if arm.norm_of else None
+        return Job(
+            name=f"{arm.label}, seed {seed}",
+            folder=folder / run_folder(arm.name, seed),
+            config=partial(_settings, arm, seed, model),
+            after=[model] if model else [],
+            weight=arm.weight,
+        )
+
+    def _entry(self, arm: Arm) -> dict[str, Any]:
+        config = {name: value for name, value in arm.config.to_dict().items() if name != "seed"}
+        if arm.norm_of:
+            config["rho"] = f"mean displacement norm of {arm.norm_of}, per seed"
+        runs = [run_folder(arm.name, seed) for seed in self.seeds]
+        return {"name": arm.name, "label": arm.label, "role": arm.role, "config": config, "runs": runs}
+
+
+def run_folder(arm: str, seed: int) -> str:
+    """Where a run lies in the folder of its comparison."""
+    return f"runs/{arm}/seed-{seed}"
+
+
+def carry_out(comparisons: dict[Path, Comparison], workers: int | None = None) -> dict[str, str]:
+    """Make the runs of some comparisons together, on parallel processes; what is finished already is kept.
+
+    Args:
+        comparisons: each with its folder.
+        workers: how many processes; by default as many as there are cores.
+
+    Returns:
+        What failed: name of the run and reason. The other runs are made all the same.
+
+    Raises:
+        RunError: a folder holds a run with other settings; nothing is changed then.
+        KeyboardInterrupt: after Ctrl-C; what was reached is kept, and the same call continues from there.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"the number of processes must be at least 1, not {workers}")
+    jobs = [job for folder, comparison in comparisons.items() for job in comparison.jobs(folder)]
+    for job in jobs:
+        if not job.after:
+            job.done()  # complains about foreign runs before anything starts
+    for folder, comparison in comparisons.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        comparison.write(folder)
+    with overall_progress(len(jobs)) as progress:
+        return Pool(jobs, workers or cores(), min(comparisons) / "log.txt", progress).run()
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _settings(arm: Arm, seed: int, model: Path | None) -> TrainConfig:
+    """The settings of one run; at equal norm they depend on what another run measured."""
+    config = replace(arm.config, seed=seed)
+    if model is None:
+        return config
+    norm = Run.open(model).summary.get("mean_displacement_norm")
+    if not norm:
+        raise RunError(f"the displacement norm of {model} is not known, since that run has not finished")
+    return replace(config, rho=float(norm))

@@ -1,0 +1,308 @@
+"""SharpnessAware: a `torch.optim.Optimizer` that drives a method around any base optimizer."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from flatwise.methods import Evaluation, Method, State
+from flatwise.methods.checks import positive_integer
+from flatwise.optim import checkpoint, checks, messages
+from flatwise.optim.passes import Pass, Passes
+from flatwise.optim.replicas import Perturb, Replicas
+from flatwise.optim.stage import Stage
+from flatwise.optim.step import Step
+from flatwise.vectors import Scalar
+
+Closure = Callable[[], Any]
+
+
+class SharpnessAware(Optimizer):
+    """A sharpness-aware method around a base optimizer, in two lines of an existing training loop.
+
+        optimizer = SharpnessAware(torch.optim.SGD(model.parameters(), lr=0.1), SAM(rho=0.05), model=model)
+        loss = optimizer.step(closure)
+
+    or, where accumulation, scaling, clipping and the forward are the loop's own:
+
+        for p in optimizer.passes():
+            p.backward(loss_fn(model(inputs), targets))
+        optimizer.step()
+
+    A parameter group of the base optimizer may have its own `rho`; 0 means that it is not displaced. The norm of a displacement
+    is taken over all groups that are.
+
+    Args:
+        base_optimizer: any `torch.optim` optimizer but LBFGS; it takes the step along the method's direction.
+        method: an instance from `flatwise.methods`.
+        model: the module that is trained, wrapped or not; without it buffers, modes, DDP and FSDP2 are not looked after.
+        perturb: "global", or "local" for a dialogue per rank under DistributedDataParallel (m-sharpness).
+        fresh_noise: draw new random numbers (dropout masks) in later evaluations in place of replaying the first one's.
+
+    Raises:
+        TypeError, ValueError: an argument is not what it should be; the message says what to pass.
+    """
+
+    base: Optimizer
+
+    def __init__(
+        self,
+        base_optimizer: Optimizer,
+        method: Method,
+        model: nn.Module | None = None,
+        *,
+        perturb: Perturb = "global",
+        fresh_noise: bool = False,
+    ) -> None:
+        checks.base(base_optimizer, SharpnessAware)
+        checks.method(method)
+        checks.model(model)
+        checks.perturb(perturb, method)
+        checks.ratios(base_optimizer.param_groups, method)
+        if model is None:
+            warnings.warn(messages.NO_MODEL, UserWarning, stacklevel=2)
+        # torch's own constructor would make parameter groups of our own; this sets up what it needs around the base's.
+        super().__setstate__({"base": base_optimizer, "defaults": base_optimizer.defaults})
+        self.method = method
+        self.model = model
+        self.fresh_noise = fresh_noise
+        self._replicas = Replicas(model, self._parameters(), perturb)
+        self._forget()
+        self._memory: State | None = None
+        self._skipped = 0
+        self._diagnostics: dict[str, Scalar] = {}
+
+    # --- a step -------------------------------------------------------------------------------------------------------
+
+    def passes(self, scaler: Any = None, parts: int | None = None, each: bool = False) -> Passes:
+        """The passes of one step, to iterate over: `for p in optimizer.passes(): p.backward(loss)`.
+
+        After them, weights, mode and buffers are as after one plain pass and `.grad` holds the direction, times the scale where
+        there is a scaler. A `break` or an exception in the loop restores the weights.
+
+        Args:
+            scaler: a `torch.amp.GradScaler`; afterwards `scaler.step(optimizer)` and `scaler.update()` as always.
+            parts: yield every evaluation once for each of so many parts of the batch (`p.part`), and take the mean.
+            each: a dialogue of its own for each part, the directions averaged: m-sharpness.
+
+        Raises:
+            TypeError, ValueError: parts is no positive integer, or each=True without parts or with an adaptive method.
+        """
+        self._restore()
+        if parts is not None:
+            positive_integer("parts", parts)
+        checks.each(each, parts, self.method)
+        self._step = self._new_step(checks.scaler(scaler), parts or 1, each)
+        dialogue = self._run(self._step)
+        self._dialogue = weakref.ref(dialogue)
+        return Passes(dialogue)
+
+    def step(self, closure: Closure | Sequence[Closure] | None = None) -> Tensor | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Take one step.
+
+        Args:
+            closure: zeroes gradients (or does not), runs forward and backward, returns the loss; evaluated as often as the
+                method asks. A list of closures is one micro-batch each, and the gradient is the mean over them. Without one,
+                the step after finished passes.
+
+        Returns:
+            The loss at the weights (the mean over closures and replicas), 0-d and detached; None without closure.
+
+        Raises:
+            ValueError, TypeError: the closure returned no loss or never called backward; the weights are restored.
+            RuntimeError: called without closure for a method that needs passes, or in the midst of them.
+        """
+        if closure is None:
+            self._finish()
+            return None
+        closures = checks.closures(closure)
+        for p in self.passes(parts=len(closures)):
+            with torch.enable_grad():
+                loss = closures[p.part]()
+            p.record(checks.loss(loss))
+        loss = self._concluded().loss
+        self._finish()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear gradients, and with them the result of passes that no step has used. Closures may call it."""
+        if not self._is_open():
+            self._forget()
+        self.base.zero_grad(set_to_none)
+
+    @property
+    def diagnostics(self) -> dict[str, float]:
+        """Numbers of the last step: loss, gradient_norm, displacement_norm, evaluations, skipped, and the method's own.
+
+        Reading them waits for the device.
+        """
+        return {name: float(value) for name, value in self._diagnostics.items()} | {"skipped": float(self._skipped)}
+
+    # --- what every torch optimizer has -------------------------------------------------------------------------------
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The base optimizer's parameter groups: the same list, the same dictionaries."""
+        return self.base.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.base.param_groups = groups
+
+    @property
+    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The base optimizer's own state, by parameter; ours is in `state_dict()` only."""
+        return self.base.state
+
+    @state.setter
+    def state(self, state: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.base.state = state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base optimizer, with a `rho` of its own or without."""
+        self._restore()
+        checks.ratios([*self.param_groups, param_group], self.method)
+        known = self._memory
+        self.base.add_param_group(param_group)
+        if known is not None:
+            self._memory = checkpoint.extended(known, self._initial())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state dict, with the method's state under `flatwise.*` in each parameter's entry."""
+        self._restore()
+        return checkpoint.merged(self.base.state_dict(), self._remembered(), self._skipped)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned, or the base optimizer's own state dict (the method then starts anew).
+
+        Raises:
+            ValueError, KeyError: it does not fit; everything is left as it was.
+        """
+        self._restore()
+        theirs, ours, skipped = checkpoint.split(state_dict, self._initial())
+        self.base.load_state_dict(theirs)
+        self._memory, self._skipped = ours, skipped
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and deepcopy keep: everything but the dialogue of the moment."""
+        self._restore()
+        kept = (
+            "base",
+            "defaults",
+            "method",
+            "model",
+            "fresh_noise",
+            "_replicas",
+            "_memory",
+            "_skipped",
+            "_diagnostics",
+        )
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle."""
+        super().__setstate__(state)
+        self._forget()
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _initial(self) -> State:
+        return self.method.init([p.detach() for p in self._parameters()])
+
+    def _remembered(self) -> State:
+        if self._memory is None:
+            self._memory = self._initial()
+        return self._memory
+
+    def _new_step(self, scaler: Any, parts: int, each: bool) -> Step:
+        parameters = self._parameters()
+        ratios = checks.ratios(self.param_groups, self.method)
+
+        def stage() -> Stage:
+            return Stage(parameters, ratios, self.model, self._replicas, self.fresh_noise)
+
+        return Step(
+            self.method, lambda: self._working_state(parameters, ratios), stage, self._replicas, scaler, parts, each
+        )
+
+    def _working_state(self, parameters: list[Tensor], ratios: list[float]) -> State:
+        """The copy of the state that a dialogue may change; it is committed when the base optimizer has stepped."""
+        state = self._remembered().copy()
+        state.weights = list(parameters)
+        state.perturbed = [] if all(ratios) else [r > 0 for r in ratios]
+        return state
+
+    def _run(self, step: Step) -> Generator[Pass]:
+        yield from step.run()
+        self._outcome = step
+        self._diagnostics = step.diagnostics()
+        self._skipped += not step.finite
+
+    def _is_open(self) -> bool:
+        dialogue = self._dialogue() if self._dialogue is not None else None
+        return dialogue is not None and inspect.getgeneratorstate(dialogue) != inspect.GEN_CLOSED
+
+    def _restore(self) -> bool:
+        """Leave a dialogue that is still open, with the weights as before it; say whether there was one."""
+        was_open = self._is_open()
+        if was_open:
+            cast(Generator[Pass], cast(Any, self._dialogue)()).close()
+        if self._step is not None and self._outcome is None:
+            self._step.abort()
+        self._forget()
+        return was_open
+
+    def _forget(self) -> None:
+        self._dialogue: weakref.ref[Generator[Pass]] | None = None
+        self._step: Step | None = None
+        self._outcome: Step | None = None
+
+    def _concluded(self) -> Step:
+        return cast(Step, self._outcome)
+
+    def _finish(self) -> None:
+        """The base optimizer's step, and only then the method's new state."""
+        if self._outcome is None:
+            self._step_alone()
+            return
+        if self._outcome.finite:
+            self.base.step()
+            self._commit(self._outcome.states[0])
+        self._forget()
+
+    def _commit(self, state: State) -> None:
+        state.step += 1
+        state.weights, state.perturbed, state.notes = [], [], {}
+        self._memory = state
+
+    def _step_alone(self) -> None:
+        if self._restore():
+            raise RuntimeError(messages.UNFINISHED)
+        if all(float(group.get("lr", 1.0)) == 0 for group in self.param_groups):
+            self._remembered()
+            self.base.step()
+            return
+        parameters = self._parameters()
+        state = self._working_state(parameters, checks.ratios(self.param_groups, self.method))
+        dialogue = self.method.passes(state)
+        next(dialogue)
+        try:
+            dialogue.send(Evaluation(torch.tensor(torch.nan), [p.grad for p in parameters]))
+        except StopIteration as finished:
+            for p, d in zip(parameters, finished.value, strict=True):
+                p.grad = d
+            self.base.step()
+            self._commit(state)
+            return
+        raise RuntimeError(messages.NEEDS_PASSES)

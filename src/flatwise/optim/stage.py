@@ -1,0 +1,206 @@
+"""Where a dialogue takes place: moves the weights, looks after what the model carries besides, and puts all of it back."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from flatwise import modules
+from flatwise import vectors as V
+from flatwise.methods import At, Evaluation
+from flatwise.modules import Buffers, Modes, RandomState
+from flatwise.optim.replicas import Replicas
+from flatwise.vectors import Vector
+
+
+class Stage:
+    """One dialogue's surroundings. `close` may be called at any time, also twice, and always leaves the weights exact."""
+
+    def __init__(
+        self,
+        parameters: list[Tensor],
+        ratios: Sequence[float],
+        model: nn.Module | None,
+        replicas: Replicas,
+        fresh_noise: bool,
+    ) -> None:
+        self.parameters = parameters
+        self.ratios = ratios
+        self.model = model
+        self.replicas = replicas
+        self.fresh_noise = fresh_noise
+        self.buffers_before = Buffers(model)
+        self.displacement_norm: Tensor | float = 0.0
+        self.last_counts = (
+            False  # whether the last evaluation is the one whose loss is the step's, and buffers advanced in it
+        )
+        self._buffers_after: Buffers | None = None
+        self._advanced_at_weights = False
+        self._random_before = RandomState(modules.devices(parameters))
+        self._random_after: RandomState | None = None
+        self._backup: Vector = [None] * len(parameters)
+        self._moved = False
+        self._closed = False
+        self._last = _KnownNorm()
+
+    @contextmanager
+    def visit(self, at_weights: bool, probe: bool) -> Generator[None]:
+        """Around the user's forward and backward at one place, and around the displacement to it."""
+        self._replay_random()
+        buffers = self._buffers_for(at_weights, probe)
+        with self._synchronisation(probe), self._evaluation_mode(probe):
+            try:
+                yield
+            finally:
+                self._return()
+        self._settle_random()
+        self._settle_buffers(at_weights, buffers)
+
+    @torch.no_grad()
+    def displace(self, at: At) -> None:
+        """Move the weights there, in place; leaving `visit` moves them back."""
+        if at.vector is None:
+            return
+        vector = V.restrict(at.vector, [r > 0 for r in self.ratios]) if at.normalised else at.vector
+        norm = self._last.of(vector)
+        factor = at.length * V.reciprocal(norm) if at.normalised else at.length
+        self._back_up(vector)
+        self._moved = True
+        self._add(vector, factor, at.normalised)
+        self.replicas.reshard()
+        if not at.probe:
+            self.displacement_norm = self._length_of(vector, norm, factor, at.normalised)
+
+    def repeatable(self) -> bool:
+        """Whether the evaluation just made drew no random numbers and was the same on all replicas."""
+        drew = self._random_after is not None and self._random_before != self._random_after
+        return not drew and not self.replicas.local
+
+    def remember_norm(self, evaluation: Evaluation) -> Tensor:
+        """The norm of an evaluation's gradient; a request along that very gradient will not compute it again."""
+        return self._last.of(evaluation.gradient)
+
+    def clear_gradients(self) -> None:
+        """Start an evaluation with nothing left of the one before."""
+        for p in self.parameters:
+            p.grad = None
+
+    def set_gradients(self, direction: Vector) -> None:
+        """Leave the direction where the base optimizer, clipping and a scaler look for it."""
+        for p, d in zip(self.parameters, direction, strict=True):
+            p.grad = d
+
+    def close(self, succeeded: bool) -> None:
+        """Weights as before; buffers and random state as after one plain pass, or as before where the step failed."""
+        if self._closed:
+            return
+        self._return()
+        self._backup = [None] * len(self.parameters)
+        if not succeeded:
+            self.buffers_before.restore()
+        if self._random_after is not None:
+            self._random_after.restore()
+        self._closed = True
+
+    # --- weights ------------------------------------------------------------------------------------------------------
+
+    def _back_up(self, vector: Vector) -> None:
+        """Copy what is about to move, once a dialogue: every later restoration is from the same copy, so nothing drifts."""
+        for i, (p, v) in enumerate(zip(self.parameters, vector, strict=True)):
+            if v is not None and self._backup[i] is None:
+                self._backup[i] = p.detach().clone()
+
+    def _add(self, vector: Vector, factor: Tensor | float, by_group: bool) -> None:
+        for ratio in self._distinct_ratios() if by_group else [1.0]:
+            part = V.restrict(vector, [r == ratio for r in self.ratios]) if by_group else vector
+            V.add_(self.parameters, part, factor * ratio)
+
+    def _length_of(self, vector: Vector, norm: Tensor, factor: Tensor | float, by_group: bool) -> Tensor:
+        ratios = self._distinct_ratios() if by_group else [1.0]
+        if len(ratios) <= 1:
+            return (norm * factor * sum(ratios)).abs()
+        parts = [V.norm(V.restrict(vector, [r == ratio for r in self.ratios])) * ratio for ratio in ratios]
+        return (torch.linalg.vector_norm(torch.stack(parts)) * factor).abs()
+
+    def _distinct_ratios(self) -> list[float]:
+        return sorted({r for r in self.ratios if r > 0})
+
+    @torch.no_grad()
+    def _return(self) -> None:
+        if self._moved:
+            V.copy_(self.parameters, self._backup)
+            self._moved = False
+            self.replicas.reshard()
+
+    # --- modes, buffers, random numbers, synchronisation --------------------------------------------------------------
+
+    @contextmanager
+    def _evaluation_mode(self, probe: bool) -> Generator[None]:
+        if not probe:
+            yield
+            return
+        modes = Modes(self.model)
+        modes.set(False)
+        try:
+            yield
+        finally:
+            modes.restore()
+
+    def _synchronisation(self, probe: bool) -> AbstractContextManager[None]:
+        return nullcontext() if probe else self.replicas.unsynchronised()
+
+    def _buffers_for(self, at_weights: bool, probe: bool) -> Buffers | None:
+        """The buffers to go back to after this evaluation; None where it is the one in which they advance.
+
+        That is the one at the weights, else the first that is not a probe.
+        """
+        supersedes = at_weights and not self._advanced_at_weights
+        if probe or not (self._buffers_after is None or supersedes):
+            return self._buffers_after or self.buffers_before
+        if self._buffers_after is not None:
+            self.buffers_before.restore()
+        return None
+
+    def _settle_buffers(self, at_weights: bool, buffers: Buffers | None) -> None:
+        self.last_counts = buffers is None
+        if buffers is not None:
+            buffers.restore()
+            return
+        self._buffers_after = Buffers(self.model)
+        self._advanced_at_weights = at_weights
+
+    def _replay_random(self) -> None:
+        if self._random_after is None:
+            return
+        if self.fresh_noise:
+            torch.manual_seed(int(torch.randint(2**62, ())))
+        else:
+            self._random_before.restore()
+
+    def _settle_random(self) -> None:
+        if self._random_after is None:
+            self._random_after = RandomState(modules.devices(self.parameters))
+
+
+class _KnownNorm:
+    """The norm of one vector, known again only while its very tensors are unchanged. Keeps none of them alive."""
+
+    def __init__(self) -> None:
+        self._marks: list[tuple[weakref.ref[Tensor], int] | None] = []
+        self._norm: Tensor | None = None
+
+    def of(self, vector: Vector) -> Tensor:
+        if self._norm is None or not self._same(vector):
+            self._norm = V.norm(vector)
+            self._marks = [None if t is None else (weakref.ref(t), t._version) for t in vector]
+        return self._norm
+
+    def _same(self, vector: Vector) -> bool:
+        return all(
+            t is mark if t is None or mark is None else mark[0]() is t and mark[1] == t._version
+            for t, mark in zip(vector, self._marks, strict=True)
+        )

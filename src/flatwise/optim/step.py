@@ -1,0 +1,186 @@
+"""One step's dialogues, from the first request to the direction in `.grad`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flatwise import vectors as V
+from flatwise.methods import At, Evaluation, Method, State
+from flatwise.optim.passes import Pass, scale_of
+from flatwise.optim.replicas import Replicas
+from flatwise.optim.stage import Stage
+from flatwise.vectors import Scalar, Vector
+
+
+class Step:
+    """Runs a method's dialogue, once or once per part, and keeps what the step and its diagnostics need.
+
+    Args:
+        method: the generator's owner.
+        state: makes the state that a dialogue may change; the first dialogue's becomes the next state.
+        stage: makes the surroundings of one dialogue.
+        replicas: the processes that share the step.
+        scaler: a `torch.amp.GradScaler`, or None.
+        parts: into how many parts the user splits the batch.
+        each: a dialogue per part (True), or a dialogue in which every evaluation is the mean over the parts (False).
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        state: Callable[[], State],
+        stage: Callable[[], Stage],
+        replicas: Replicas,
+        scaler: Any,
+        parts: int,
+        each: bool,
+    ) -> None:
+        self.method = method
+        self.replicas = replicas
+        self.scaler = scaler
+        self.rounds = [[part] for part in range(parts)] if each else [list(range(parts))]
+        self.loss: Tensor = torch.zeros(())
+        self.finite = False
+        self.evaluations = 0
+        self.states: list[State] = []
+        self._new_state = state
+        self._new_stage = stage
+        self._stage: Stage | None = None
+        self._finite: Tensor | bool = True
+        self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self._displacements: list[Scalar] = []
+
+    def run(self) -> Generator[Pass]:
+        """Yield the passes; afterwards `.grad` holds the direction and `finite` says whether the step may be taken."""
+        direction: Vector | None = None
+        first: Stage | None = None
+        for parts in self.rounds:
+            found = yield from self._dialogue(parts)
+            direction = found if direction is None else V.add(direction, found)
+            first = first or self._stage
+        if direction is not None and first is not None:
+            self._conclude(direction, first)
+
+    def abort(self) -> None:
+        """Put everything back; also after an interruption that hit the putting back itself."""
+        if self._stage is not None:
+            self._stage.close(succeeded=False)
+            self._stage = None
+
+    def diagnostics(self) -> dict[str, Scalar]:
+        """The numbers of this step; tensors are left on their device."""
+        numbers: dict[str, Scalar] = {"loss": self.loss, "evaluations": float(self.evaluations)}
+        if self._norms:
+            numbers["gradient_norm"] = torch.stack(self._norms).mean()
+        numbers["displacement_norm"] = sum(torch.as_tensor(d) for d in self._displacements) / max(
+            len(self._displacements), 1
+        )
+        return numbers | (self.states[0].notes if self.states else {})
+
+    # --- the dialogue -------------------------------------------------------------------------------------------------
+
+    def _dialogue(self, parts: list[int]) -> Generator[Pass, None, Vector]:
+        self._stage = stage = self._new_stage()
+        state = self._new_state()
+        self._losses.append(torch.zeros(()))
+        self._norms.append(torch.zeros(()))
+        succeeded = False
+        try:
+            direction = yield from self._converse(stage, state, parts)
+            succeeded = True
+        finally:
+            stage.close(succeeded)
+        self.states.append(state)
+        self._displacements.append(stage.displacement_norm)
+        return direction
+
+    def _converse(self, stage: Stage, state: State, parts: list[int]) -> Generator[Pass, None, Vector]:
+        dialogue = self.method.passes(state)
+        evaluation: Any = None
+        try:
+            while True:
+                evaluation = yield from self._evaluate(stage, _ask(dialogue, evaluation), parts)
+        except _Finished as finished:
+            return finished.direction
+
+    def _evaluate(self, stage: Stage, at: At, parts: list[int]) -> Generator[Pass, None, Evaluation]:
+        p = Pass(at, parts[0], stage.parameters, self.scaler)
+        with stage.visit(p.at_weights, p.is_probe):
+            stage.displace(at)
+            del at  # what was released to the request need not live through the evaluation
+            stage.clear_gradients()
+            for part in parts:
+                p.part = part
+                yield p
+        return self._evaluated(stage, p)
+
+    @torch.no_grad()
+    def _evaluated(self, stage: Stage, p: Pass) -> Evaluation:
+        evaluation = self._reduced(p.evaluation(stage.repeatable()))
+        norm = stage.remember_norm(evaluation)
+        self.evaluations += 1
+        self._finite = self._finite & torch.isfinite(norm) & torch.isfinite(evaluation.loss).to(norm.device)
+        if stage.last_counts:
+            self._losses[-1], self._norms[-1] = evaluation.loss, norm
+        return evaluation
+
+    def _reduced(self, evaluation: Evaluation) -> Evaluation:
+        """The evaluation as all replicas see it. DDP and FSDP2 have averaged the gradient already."""
+        if self.replicas.owns_gradients:
+            evaluation = Evaluation(evaluation.loss, V.clone(evaluation.release()), evaluation.repeatable)
+        if self.replicas.local or not self.replicas.many:
+            return evaluation
+        numbers = torch.stack(
+            [evaluation.loss.float(), torch.ones_like(evaluation.loss).float() * evaluation.repeatable]
+        )
+        loss, repeatable = self.replicas.mean(numbers)
+        return Evaluation(loss, evaluation.release(), repeatable == 1)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _conclude(self, direction: Vector, first: Stage) -> None:
+        if len(self.rounds) > 1:
+            V.scale_(direction, 1 / len(self.rounds))
+        self.loss = torch.stack(self._losses).mean()
+        if self.replicas.local:
+            self.replicas.average_(direction)
+            self.loss, agreed = self.replicas.mean(
+                torch.stack([self.loss, torch.as_tensor(self._finite).to(self.loss)])
+            )
+            self._finite = agreed == 1
+        self.finite = bool(self._finite)
+        if not self.finite:
+            first.buffers_before.restore()
+        self._stage = None
+        first.set_gradients(self._for_grad(direction, first.parameters))
+
+    def _for_grad(self, direction: Vector, parameters: list[Tensor]) -> Vector:
+        """The direction as `.grad` shows it: times the scale, or inf for a scaler to skip, or None where nobody would look."""
+        if self.scaler is None:
+            return direction if self.finite else [None] * len(direction)
+        if self.finite:
+            V.scale_(direction, scale_of(self.scaler, parameters))
+            return direction
+        return V.each(lambda ts: [torch.full_like(t, torch.inf) for t in ts], direction)
+
+
+class _Finished(Exception):
+    """A dialogue has returned; StopIteration cannot be used for that inside a generator."""
+
+    def __init__(self, direction: Vector) -> None:
+        super().__init__()
+        self.direction = direction
+
+
+@torch.no_grad()
+def _ask(dialogue: Generator[At, Evaluation, Vector], evaluation: Any) -> At:
+    try:
+        return dialogue.send(evaluation)
+    except StopIteration as finished:
+        raise _Finished(finished.value) from None

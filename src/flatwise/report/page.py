@@ -1,0 +1,90 @@
+"""The page: one self-contained HTML file that opens offline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from flatwise.report.edge_figures import CEILING, EDGE, edge_figures
+from flatwise.report.edges import edge_results
+from flatwise.report.figures import loss_figure, training_figures
+from flatwise.report.forest import forest
+from flatwise.report.palette import styles
+from flatwise.report.provenance import provenance
+from flatwise.report.study import Study, read, read_runs
+from flatwise.report.tables import study_table
+from flatwise.runs import replacing
+
+
+def build(folder: str | Path) -> Path:
+    """Write `report.html` into a comparison, edge or run folder, and return its path.
+
+    Raises:
+        RunError: the folder is none of these.
+    """
+    folder = Path(folder)
+    return _write(read(folder), folder / "report.html")
+
+
+def build_runs(paths: Sequence[str | Path], out: str | Path) -> Path:
+    """Write the report of single run folders to the file `out`, and return its path.
+
+    Raises:
+        RunError: no path is given, or one of them is no run.
+    """
+    return _write(read_runs(paths), Path(out))
+
+
+def render(study: Study) -> str:
+    """The page as text."""
+    table = study_table(study)
+    edge = next((part for part in (study, study.edge) if part and edge_results(part)), None)
+    chosen = styles(*filter(None, (study, study.edge)))
+    main = [] if study.kind == "edge" else training_figures(study, chosen)
+    panels = edge_figures(edge, chosen) if edge else []
+    losses = loss_figure(edge, chosen) if edge else []
+    return _template().render(
+        table=table,
+        forests=[forest([row.difference for row in rows]) for _, rows in table.differences],
+        styles=chosen,
+        edge_style=EDGE,
+        ceiling_style=CEILING,
+        arms=study.arms,
+        main=main,
+        panels=panels,
+        losses=losses,
+        parts=[provenance(study), *([provenance(study.edge, study)] if study.edge else [])],
+        figures=_script_json({figure.name: figure.plot for figure in [*main, *panels, *losses]}),
+        plotly=Markup(_plotly()),
+    )
+
+
+def _write(study: Study, path: Path) -> Path:
+    text = render(study)
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+    return path
+
+
+def _template() -> Any:
+    loader = PackageLoader("flatwise.report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _script_json(value: Any) -> Markup:
+    """JSON that may stand inside a script element."""
+    return Markup(json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs()

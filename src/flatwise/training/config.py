@@ -1,0 +1,270 @@
+"""The settings of a run: frozen dataclasses that import nothing heavy, since the command line is built from them.
+
+The docstrings under the fields are the help texts of `flatwise train` and `flatwise compare`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
+
+import tyro
+
+_Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+_Whole = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+_Text = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
+_Widths = Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="INT [INT ...]", help_behavior_hint="")]
+
+METHOD_SETTINGS = ("rho", "alpha", "every", "iterations")
+"""The settings that belong to a method; each method has some of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Which method trains."""
+
+    method: str = "sam"
+    """The method by name: `flatwise list methods` shows them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything about a run but the method's name and the seed: what the runs of a comparison share.
+
+    Raises:
+        ValueError: for a value out of its range, or a setting that would have no effect.
+    """
+
+    rho: _Number = None
+    """Length of the displacement; default: the method's."""
+
+    alpha: _Number = None
+    """Weight of the eigenvector in Eigen-SAM's displacement; default: the method's."""
+
+    every: _Whole = None
+    """Steps between two refreshes of Eigen-SAM's eigenvector; default: the method's."""
+
+    iterations: _Whole = None
+    """Power iterations per refresh; default: the method's."""
+
+    data: str = "digits"
+    """The data by name: `flatwise list data` shows them; or folder:PATH, or module:function of your own."""
+
+    data_root: _Text = None
+    """Where downloaded data lies; default: $FLATWISE_DATA, else a cache folder."""
+
+    subset: _Whole = None
+    """Train on this many samples, drawn by the seed; default: all."""
+
+    label_noise: float = 0.0
+    """Share of training labels replaced by random ones, 0 to 1."""
+
+    augment: bool = False
+    """Random crops and flips while training."""
+
+    model: str = "mlp"
+    """The model by name: `flatwise list models` shows them; or module:function of your own."""
+
+    widths: _Widths = None
+    """Hidden widths of the model; default: the model's."""
+
+    init: Literal["default", "glorot"] = "default"
+    """Initial weights: the model's own, or Glorot normal with zero biases."""
+
+    loss: Literal["cross-entropy", "squared-error"] = "cross-entropy"
+    """The loss; the squared error is the mean over all entries of (output - one-hot target)^2."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """The base optimizer."""
+
+    batch_size: int = 64
+    """Samples per step; 0 is the full batch."""
+
+    epochs: _Whole = None
+    """Passes over the training data; default: 40."""
+
+    steps: _Whole = None
+    """Number of steps, instead of epochs."""
+
+    lr: _Number = None
+    """Learning rate; default: 0.05 for sgd, 0.001 for adamw."""
+
+    momentum: _Number = None
+    """Momentum of sgd; default: 0.9."""
+
+    weight_decay: float = 5e-4
+    """Weight decay of the base optimizer."""
+
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """The learning rate over the steps."""
+
+    probe_every: _Whole = None
+    """Steps between two measurements; 0: only at both ends; default: an epoch, or a hundredth of a full-batch run."""
+
+    probe_samples: _Whole = None
+    """Measure on this many training samples, drawn by the seed; default: all."""
+
+    eigen_tol: float = 1e-2
+    """Relative residual at which a top eigenpair is accepted."""
+
+    checkpoint_every: _Whole = None
+    """Steps between two checkpoints; default: a tenth of the run."""
+
+    threads: int = 1
+    """Threads of one run on the CPU."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the training passes (bfloat16: autocast); measurements are always in float32."""
+
+    channels_last: bool = False
+    """Lay images out channels last."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        _check_ranges(self)
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"epochs {self.epochs} has no effect when steps is given; leave one of them out")
+        if self.optimizer == "adamw" and self.momentum is not None:
+            raise ValueError(f"momentum {self.momentum} has no effect with optimizer adamw; leave it out")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as a flat dict of JSON values."""
+        return {name: list(self.widths) if name == "widths" and self.widths else v for name, v in asdict(self).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(Settings, Chosen):
+    """The settings of one run."""
+
+    seed: int = 0
+    """Seed of everything random: data, initial weights, order, method."""
+
+    def command(self, out: str | Path) -> str:
+        """The command line that makes this run again in the folder `out`."""
+        words = ["flatwise", "train"]
+        for f in fields(self):
+            if (value := getattr(self, f.name)) != f.default or f.name == "method":
+                words += _flag(f.name, value)
+        return shlex.join([*words, "--out", str(out)])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "the settings") -> TrainConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: for an unknown key (the nearest one is named) or a bad value; `source` says where it stood.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ValueError(f"{source}: there is no setting {key!r}{nearest(key, known)}")
+        return cls(**{name: _frozen(value) for name, value in values.items()})
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> TrainConfig:
+        """Settings from a JSON file with some of the fields; the others keep their defaults.
+
+        Raises:
+            ValueError: when the file is no JSON object, or as in `from_dict`.
+            FileNotFoundError: when there is none.
+        """
+        try:
+            values: Any = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not readable as JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} holds no JSON object of settings")
+        return cls.from_dict(cast("dict[str, Any]", values), str(path))
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    words = [] if value is True else [str(w) for w in value] if name == "widths" else [str(value)]
+    return ["--" + name.replace("_", "-"), *words]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error sentence: the nearest known name, or all of them."""
+    choices = list(known)
+    close = get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(choices))}"
+
+
+# --- what each field may be -------------------------------------------------------------------------------------------
+
+_LEAST = {
+    "subset": 1,
+    "label_noise": 0,
+    "batch_size": 0,
+    "epochs": 1,
+    "steps": 1,
+    "momentum": 0,
+    "weight_decay": 0,
+    "probe_every": 0,
+    "probe_samples": 1,
+    "checkpoint_every": 1,
+    "threads": 1,
+    "seed": 0,
+}
+_LIMITS: tuple[tuple[dict[str, int], Callable[[float, float], bool], str], ...] = (
+    (_LEAST, operator.ge, "at least"),
+    ({"label_noise": 1}, operator.le, "at most"),
+    ({"momentum": 1, "eigen_tol": 1}, operator.lt, "below"),
+    ({"lr": 0, "eigen_tol": 0}, operator.gt, "above"),
+)
+
+_hints = cache(get_type_hints)
+
+
+def _check_types(settings: Settings) -> None:
+    for name, hint in _hints(type(settings)).items():
+        value = getattr(settings, name)
+        if not any(_fits(value, kind) for kind in _kinds(hint)):
+            wanted = " or ".join(_in_words(kind) for kind in _kinds(hint) if kind is not NoneType)
+            raise ValueError(f"{name} must be {wanted}, not {value!r}")
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) is UnionType else (hint,)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        return type(value) is tuple and _are_widths(cast("tuple[Any, ...]", value))
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+
+def _are_widths(values: tuple[Any, ...]) -> bool:
+    return len(values) > 0 and all(type(w) is int and w > 0 for w in values)
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return "a list of whole numbers above 0"
+    return {float: "a finite number", int: "a whole number", bool: "true or false", str: "a name"}[kind]
+
+
+def _check_ranges(settings: Settings) -> None:
+    for limits, allowed, words in _LIMITS:
+        for name, limit in limits.items():
+            value = getattr(settings, name, None)
+            if value is not None and not allowed(value, limit):
+                raise ValueError(f"{name} must be {words} {limit}, not {value}")
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(cast("list[Any]", value)) if isinstance(value, list) else value

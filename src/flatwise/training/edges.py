@@ -1,0 +1,52 @@
+"""The edge of stability that a run's top eigenvalue is compared with, only where one is derived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flatwise import theory
+from flatwise.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Place:
+    """What an edge depends on: settings, and the gradient (norm, |cos| with the top eigenvector) at the weights."""
+
+    lr: float
+    momentum: float
+    rho: float
+    alpha: float
+    gradient_norm: float
+    alignment: float
+
+
+_EDGES: dict[str, tuple[str, Callable[[Place], Any]]] = {
+    "sgd": ("GD edge 2/lr", lambda at: theory.heavy_ball_edge(at.lr, at.momentum)),
+    "sam": ("SAM edge", lambda at: theory.sam_edge(at.lr, at.rho, at.gradient_norm, at.momentum)),
+    "eigen-sam": (
+        "Eigen-SAM edge (derived)",
+        lambda at: theory.eigen_sam_edge(at.lr, at.rho, at.alpha, at.gradient_norm, at.alignment),
+    ),
+}
+
+
+def is_derived(config: TrainConfig, *, full_batch: bool, mode_matters: bool) -> bool:
+    """Whether an edge is derived for this run.
+
+    It needs the full batch, measured as it is trained on: all samples, no augmentation, float32, a model that computes the same
+    in training and in evaluation mode; and plain SGD without weight decay, with momentum only where the edge knows it.
+    """
+    as_trained = full_batch and config.probe_samples is None and not config.augment and not mode_matters
+    plain = config.optimizer == "sgd" and config.weight_decay == 0 and config.precision == "float32"
+    with_momentum = bool(config.momentum) and config.method == "eigen-sam"
+    return as_trained and plain and config.method in _EDGES and not with_momentum
+
+
+def edges(config: TrainConfig, lr: float, gradient_norm: float, alignment: float) -> dict[str, Any]:
+    """The entries `edge`, `edge_name` and `gd_edge` of a probe record, at the current learning rate."""
+    name, edge = _EDGES[config.method]
+    at = Place(lr, config.momentum or 0.0, config.rho or 0.0, config.alpha or 0.0, gradient_norm, alignment)
+    named = name.replace("GD edge 2/lr", "heavy-ball edge") if at.momentum else name
+    return {"edge": float(edge(at)), "edge_name": named, "gd_edge": float(theory.gd_edge(lr))}

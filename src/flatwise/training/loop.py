@@ -1,0 +1,151 @@
+"""The training loop: one run, from its settings to its folder."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flatwise import vectors as V
+from flatwise.optim import SharpnessAware
+from flatwise.runs import Run, environment
+from flatwise.tasks import Task, load_data
+from flatwise.training.batches import Batches, chunks
+from flatwise.training.config import TrainConfig
+from flatwise.training.interruption import Interrupted, Interruption
+from flatwise.training.probes import Probe
+from flatwise.training.schedule import Schedule
+from flatwise.training.session import Session
+from flatwise.training.setup import build_loss, build_network, build_optimizer, resolved
+from flatwise.training.tally import Tally
+
+Progress = Callable[[int, int], None]
+
+
+def train(config: TrainConfig, out: str | Path, *, progress: Progress | None = None) -> Run:
+    """Train one model and leave a run folder; continue where an earlier process with the same settings stopped.
+
+    A finished run is returned as it is. An interrupted one continues bitwise like one that was never interrupted.
+
+    Args:
+        config: the settings.
+        out: the run folder.
+        progress: called after each step with the number of steps taken and their total.
+
+    Returns:
+        The run, finished or, where the loss became NaN or infinite, diverged.
+
+    Raises:
+        ValueError: for settings that do not fit (RunError: when the folder holds another run).
+        Interrupted: after Ctrl-C, once a checkpoint is written.
+    """
+    config = resolved(config)
+    with _surroundings(config):
+        return _train(config, Path(out), progress or (lambda _step, _total: None))
+
+
+def _train(config: TrainConfig, out: Path, progress: Progress) -> Run:
+    # Data, initial weights and the order of everything hang on the seed alone.
+    task = load_task(config)
+    model = build_network(config, task)
+    optimizer = build_optimizer(config, model)
+    loss_of = build_loss(config)
+    batches = Batches(task, config.batch_size, config.seed)
+    schedule = Schedule(config, batches.per_epoch)
+    probe = Probe(config, task, model, loss_of, full_batch=batches.is_full)
+
+    # The folder is the run: what is in it already is continued, not repeated.
+    run = Run.create(out, config.to_dict(), environment(config.command(out)))
+    if run.status != "unfinished":
+        return run
+    session = Session(run, model, optimizer, probe, Tally())
+
+    with Interruption() as interruption:
+        for step in range(session.resume(), schedule.total):
+            # Measure at the weights that the step starts from.
+            lr = schedule.lr(step)
+            measurement = probe.measure(lr) if schedule.probes(step) else None
+            before = V.clone(session.weights()) if measurement else []
+
+            # One step: the method asks for the loss here and there, then the base optimizer moves.
+            started = time.perf_counter()
+            _set_lr(optimizer, lr)
+            inputs, targets = batches.at(step)
+            for p in optimizer.passes():
+                if measurement and not p.at_weights and not p.is_probe:
+                    measurement.align("displacement", session.displacement(before))
+                for x, y in chunks(inputs, targets):
+                    with _autocast(config):
+                        loss = loss_of(model(x), y)
+                    p.backward(loss, weight=len(y))
+            optimizer.step()
+            session.count(time.perf_counter() - started)
+
+            # Write down what was measured.
+            if measurement:
+                measurement.align("tracked", session.tracked_eigenvector())
+                session.record(step, step / batches.per_epoch, lr, measurement)
+
+            # A loss that is no number ends the run; what it was until then stays.
+            if not math.isfinite(optimizer.diagnostics["loss"]):
+                return session.diverged(step)
+
+            # From here the run can be continued, whatever happens to this process.
+            if schedule.saves(step + 1) or interruption.received:
+                session.save(step + 1)
+            if interruption.received:
+                raise Interrupted(run, step + 1, interruption.received)
+            progress(step + 1, schedule.total)
+
+        return session.finished(
+            schedule.total, schedule.total / batches.per_epoch, probe.measure(schedule.lr(schedule.total))
+        )
+
+
+def load_task(config: TrainConfig) -> Task:
+    """The data of a run."""
+    task = load_data(
+        config.data,
+        root=config.data_root,
+        seed=config.seed,
+        subset=config.subset,
+        label_noise=config.label_noise,
+        augment=config.augment,
+    )
+    if not config.channels_last:
+        return task
+    if task.train_inputs.ndim != 4:
+        raise ValueError(f"channels_last has no effect on {config.data}, whose samples are no images; leave it out")
+    return replace(task, train_inputs=_channels_last(task.train_inputs), test_inputs=_channels_last(task.test_inputs))
+
+
+def _channels_last(inputs: Tensor) -> Tensor:
+    return inputs.contiguous(memory_format=torch.channels_last)
+
+
+@contextmanager
+def _surroundings(config: TrainConfig) -> Generator[None]:
+    """Threads and torch's random state are the run's own meanwhile, and the caller's again afterwards."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        torch.set_num_threads(config.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _autocast(config: TrainConfig) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
+def _set_lr(optimizer: SharpnessAware, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,124 @@
+"""What a run carries from step to step, and its way into a checkpoint and back."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from flatwise import vectors as V
+from flatwise.optim import SharpnessAware
+from flatwise.runs import Run
+from flatwise.training import checkpoints
+from flatwise.training.probes import Measurement, Probe
+from flatwise.training.tally import Tally
+from flatwise.vectors import Vector
+
+AVERAGED = ("alignment_gradient", "alignment_displacement", "alignment_tracked")
+"""Measurements whose means over a run are final numbers."""
+
+FINAL = {
+    **{name: name for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "top_eigenvalue")},
+    "residual": "top_eigenvalue_residual",
+}
+"""Measurements at the end of a run that are final numbers, and their names there."""
+
+
+@dataclass
+class Session:
+    """A run in progress: everything that changes from step to step is reached from here."""
+
+    run: Run
+    model: nn.Module
+    optimizer: SharpnessAware
+    probe: Probe
+    tally: Tally
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint from which `resume` continues after so many steps."""
+        content = {
+            "step": step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "tracker": self.probe.tracker.state_dict(),
+            "tally": self.tally.state_dict(),
+            "random": torch.get_rng_state(),
+        }
+        checkpoints.save(self.run, step, content)
+
+    def resume(self) -> int:
+        """Continue from the newest readable checkpoint, or from the start; the number of steps already taken.
+
+        Metrics that were written after the checkpoint are dropped: they will be written again.
+        """
+        content = checkpoints.newest(self.run)
+        if content is not None:
+            self._load(content)
+        step = 0 if content is None else int(content["step"])
+        self.run.rewind(step - 1)
+        return step
+
+    def _load(self, content: dict[str, Any]) -> None:
+        self.model.load_state_dict(content["model"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.probe.tracker.load_state_dict(content["tracker"])
+        self.tally.load_state_dict(content["tally"])
+        torch.set_rng_state(content["random"])
+
+    def weights(self) -> Vector:
+        """The trained parameters, live."""
+        return [p.detach() for p in self.model.parameters() if p.requires_grad]
+
+    def displacement(self, before: Vector) -> Vector:
+        """How far the weights are from where they were."""
+        return V.add(self.weights(), before, -1)
+
+    def tracked_eigenvector(self) -> Vector | None:
+        """The method's own estimate of the top eigenvector; None for methods without one."""
+        entries = self.optimizer.state_dict()["state"]
+        trained = [p.requires_grad for p in self.model.parameters()]
+        found: Vector = [entries.get(i, {}).get("flatwise.eigenvector") for i, on in enumerate(trained) if on]
+        return found if V.present(found) else None
+
+    # --- what is written down -----------------------------------------------------------------------------------------
+
+    def count(self, seconds: float) -> None:
+        """Take the step just made into the counts and means."""
+        numbers = self.optimizer.diagnostics
+        self.tally.count("seconds", seconds)
+        self.tally.count("evaluations", numbers["evaluations"])
+        if math.isfinite(numbers["displacement_norm"]):
+            self.tally.note({"displacement_norm": numbers["displacement_norm"]})
+
+    def record(self, step: int, epoch: float, lr: float, measurement: Measurement) -> None:
+        """Write the step just made, and what was measured before it, into the metrics."""
+        numbers = self.optimizer.diagnostics
+        now = {"step": step, "epoch": epoch}
+        self.tally.note({name: measurement.values[name] for name in AVERAGED if name in measurement.values})
+        self.run.append({"kind": "train", **now, "loss": numbers["loss"], "lr": lr, **self._counts()})
+        displaced = {"displacement_norm": numbers["displacement_norm"]}
+        self.run.append({"kind": "probe", **now, **measurement.values, **displaced})
+
+    def finished(self, step: int, epoch: float, measurement: Measurement) -> Run:
+        """End the run with its final numbers."""
+        values = measurement.values
+        self.run.append({"kind": "probe", "step": step, "epoch": epoch, **values})
+        final = {FINAL[name]: value for name, value in values.items() if name in FINAL}
+        self.run.finish("finished", {"steps": step, **final, **self.tally.means(), **self._counts()})
+        return self.run
+
+    def diverged(self, step: int) -> Run:
+        """End the run at a loss that is no number."""
+        reason = f"the training loss became {self.optimizer.diagnostics['loss']} at step {step}"
+        self.run.finish("diverged", {"steps": step, "reason": reason, **self.tally.means(), **self._counts()})
+        return self.run
+
+    def _counts(self) -> dict[str, Any]:
+        return {
+            "seconds": self.tally.total("seconds"),
+            "evaluations": int(self.tally.total("evaluations")),
+            "skipped": int(self.optimizer.diagnostics["skipped"]),
+        }

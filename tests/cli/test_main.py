@@ -1,0 +1,170 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from flatwise.cli.main import main
+from flatwise.runs import Run
+
+SMALL = ["--subset", "100", "--widths", "8", "--steps", "6", "--probe-every", "3"]
+HELP_WITHOUT_TORCH = """
+import sys
+from flatwise.cli.main import main
+for words in [], ["train"], ["compare"], ["report"], ["list"], ["demo"]:
+    try:
+        main([*words, "--help"])
+    except SystemExit as end:
+        assert end.code in (0, None), (words, end.code)
+assert not {"torch", "sklearn", "plotly", "numpy"} & sys.modules.keys()
+"""
+
+
+def flatwise(*words):
+    """Run a command in this process, and return its exit code."""
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    return end.value.code
+
+
+def test_help_needs_nothing_heavy():
+    done = subprocess.run([sys.executable, "-c", HELP_WITHOUT_TORCH], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for option in ("--method", "--methods", "--probe-every", "--resume", "--equal-norm", "--seeds", "--workers"):
+        assert option in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("methods", ["sgd", "sam", "eigen-sam", "reverse-sam", "gradient-norm"]),
+        ("data", ["digits", "mnist", "fashion-mnist", "cifar10", "folder:PATH", "module:function"]),
+        ("models", ["mlp", "cnn6", "resnet18", "module:function"]),
+    ],
+)
+def test_list(capsys, what, names):
+    assert flatwise("list", what) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.split()[0] for line in lines]
+    assert set(names) <= set(listed)
+    assert all(len(line.split()) > 2 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["train", "--method", "sma"], "did you mean 'sam'"),
+        (["train", "--data", "digit"], "did you mean 'digits'"),
+        (["train", "--model", "resnet-18"], "did you mean 'resnet18'"),
+        (["train", "--lr", "-1"], "lr must be above 0"),
+        (["train", "--rho", "nan"], "rho must be a finite number"),
+        (["train", "--method", "sgd", "--rho", "0.1"], "rho 0.1 has no effect with method sgd"),
+        (["train", "--resume", "no/such/run"], "there is no run folder no/such/run"),
+        (["train", "--settings", "no/such/file.json"], "no/such/file.json: No such file"),
+        (["train", "--resume", "a", "--out", "b"], "leave --out and --settings out"),
+        (["compare", "--methods", "sgd", "egen-sam"], "did you mean 'eigen-sam'"),
+        (["compare", "--seeds", "0"], "seeds must be at least 1"),
+        (["compare", "--workers", "0"], "number of processes must be at least 1"),
+        (["demo", "--seeds", "0"], "seeds must be at least 1"),
+        (["report", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_an_error_is_one_sentence_and_exit_code_2(capsys, monkeypatch, tmp_path, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert flatwise(*words) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_debug_shows_where_an_error_comes_from():
+    with pytest.raises(ValueError, match="lr must be above 0"):
+        main(["train", "--lr", "-1", "--debug"])
+
+
+def test_an_unknown_flag_is_refused(capsys):
+    assert flatwise("train", "--rhoo", "1") == 2
+    assert "--rho" in capsys.readouterr().err
+
+
+def test_train_report_and_resume(capsys, tmp_path):
+    out = tmp_path / "run"
+    assert flatwise("train", *SMALL, "--out", str(out)) == 0
+    printed = capsys.readouterr().out
+    assert "test accuracy" in printed
+    assert str(out) in printed
+    assert Run.open(out).status == "finished"
+
+    assert flatwise("train", "--resume", str(out)) == 0
+    assert flatwise("train", "--resume", str(out), "--lr", "0.3") == 2
+    assert "lr was 0.05, is 0.3" in capsys.readouterr().err
+
+    assert flatwise("report", str(out)) == 0
+    assert "<html" in (out / "report.html").read_text()
+    assert flatwise("report", str(out), "--out", "elsewhere.html") == 2
+
+
+def test_the_default_folder_stands_for_the_settings(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for rho in ("0.1", "0.1", "0.2"):
+        assert flatwise("train", *SMALL, "--rho", rho) == 0
+    folders = list((tmp_path / "runs").iterdir())
+    assert len(folders) == 2
+    assert all(folder.name.startswith("sam-digits-mlp-") for folder in folders)
+
+
+def test_flags_override_a_settings_file(tmp_path, capsys):
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"method": "sgd", "subset": 100, "widths": [8], "steps": 2, "lr": 0.3}))
+    out = tmp_path / "run"
+    assert flatwise("train", "--settings", str(settings), "--lr", "0.05", "--out", str(out)) == 0
+    config = Run.open(out).config
+    assert (config["method"], config["lr"], config["steps"]) == ("sgd", 0.05, 2)
+    settings.write_text(json.dumps({"mehtod": "sgd"}))
+    assert flatwise("train", "--settings", str(settings)) == 2
+    assert "did you mean 'method'" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_diverged_run_says_so(tmp_path, capsys):
+    wild = ["--method", "sgd", "--loss", "squared-error", "--lr", "1e4", "--schedule", "constant"]
+    out = tmp_path / "run"
+    assert flatwise("train", *SMALL[:4], "--steps", "60", *wild, "--out", str(out)) == 1
+    assert "the training loss became" in capsys.readouterr().err
+    assert Run.open(out).status == "diverged"
+
+
+def test_compare(tmp_path, capsys):
+    out = tmp_path / "comparison"
+    words = ["compare", "--methods", "sgd", "sam", "--seeds", "2", *SMALL, "--workers", "1", "--out", str(out)]
+    assert flatwise(*words) == 0
+    printed = capsys.readouterr().out
+    assert "SAM" in printed
+    assert str(out / "report.html") in printed.replace("\n", "")
+    written = json.loads((out / "comparison.json").read_text())
+    assert [arm["name"] for arm in written["arms"]] == ["sgd", "sam"]
+    assert written["command"].startswith("flatwise compare --methods sgd sam")
+    assert "<html" in (out / "report.html").read_text()
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    out = tmp_path / "run"
+    words = [sys.executable, "-m", "flatwise", "train", *SMALL[:4], "--steps", "1000000", "--out", str(out)]
+    process = subprocess.Popen(
+        [*words, "--probe-every", "0", "--checkpoint-every", "1000000"], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    metrics = out / "metrics.jsonl"
+    while not (metrics.exists() and os.path.getsize(metrics)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"continue with: flatwise train --resume {out}" in error
+    assert Run.open(out).status == "unfinished"
+    assert len(Run.open(out).checkpoints()) == 1

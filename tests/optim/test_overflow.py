@@ -1,0 +1,174 @@
+"""A non-finite evaluation, in every pass of every step: nothing changes, the step is skipped and counted."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from methods.cases import every_method
+from optim.problems import (
+    assert_same,
+    batches,
+    build,
+    every_base,
+    flat,
+    loss_of,
+    norm_net,
+    snapshot,
+    step_by_closure,
+    step_by_passes,
+    train,
+)
+
+
+def overflowing_loss(run, batch, now):
+    return loss_of(run.model, batch) * (math.inf if now else 1.0)
+
+
+def closure_step(run, batch, at, scaler):
+    """A step whose evaluation number `at` overflows; whether it did."""
+    calls = itertools.count()
+    hit = []
+
+    def closure():
+        hit.append(next(calls) == at)
+        loss = overflowing_loss(run, batch, hit[-1])
+        loss.backward()
+        return loss
+
+    run.opt.step(closure)
+    if any(hit):
+        assert all(p.grad is None for p in run.params)
+    return any(hit)
+
+
+def passes_step(run, batch, at, scaler):
+    hit = []
+    for p in run.opt.passes():
+        hit.append(len(hit) == at)
+        p.backward(overflowing_loss(run, batch, hit[-1]))
+    if any(hit):
+        assert all(p.grad is None for p in run.params)
+    run.opt.step()
+    return any(hit)
+
+
+def scaled_step(run, batch, at, scaler):
+    hit = []
+    for p in run.opt.passes(scaler):
+        hit.append(len(hit) == at)
+        p.backward(overflowing_loss(run, batch, hit[-1]))
+    if any(hit):
+        assert not any(torch.isfinite(p.grad).all() for p in run.params)
+    scale = scaler.get_scale()
+    scaler.step(run.opt)
+    scaler.update()
+    assert scaler.get_scale() == (scale / 2 if any(hit) else scale)
+    return any(hit)
+
+
+def unscaled_step(run, batch, at, scaler):
+    """With unscale_ and clipping, as most loops have it."""
+    hit = []
+    for p in run.opt.passes(scaler):
+        hit.append(len(hit) == at)
+        p.backward(overflowing_loss(run, batch, hit[-1]))
+    scale = scaler.get_scale()
+    scaler.unscale_(run.opt)
+    torch.nn.utils.clip_grad_norm_(run.params, 1e6)
+    scaler.step(run.opt)
+    scaler.update()
+    assert scaler.get_scale() == (scale / 2 if any(hit) else scale)
+    return any(hit)
+
+
+every_route = pytest.mark.parametrize("step", [closure_step, passes_step, scaled_step, unscaled_step])
+
+
+def without_counts(taken):
+    """A snapshot without our count of skipped steps, the one thing that a skipped step may change."""
+    for entries in taken["optimizer"]["state"].values():
+        entries.pop("flatwise.skipped", None)
+    return taken
+
+
+@every_route
+@every_base
+@every_method
+def test_an_overflow_in_any_pass_skips_the_step_and_changes_nothing_else(case, base, step):
+    run, twin = build(case.method, base, norm_net), build(case.method, base, norm_net)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    skipped = 0
+    for batch in batches(4):
+        for at in itertools.count():
+            before = without_counts(snapshot(run))
+            if not step(run, batch, at, scaler):
+                break
+            skipped += 1
+            assert_same(without_counts(snapshot(run)), before)
+            assert run.opt.diagnostics["skipped"] == skipped
+        step_by_passes(twin, batch)
+        assert_same(without_counts(snapshot(run)), without_counts(snapshot(twin)))
+    assert skipped >= 4
+
+
+@every_method
+def test_one_bad_batch_is_as_if_it_had_not_been_there(case):
+    good = batches(8)
+    bad = (torch.full_like(good[0][0], math.nan), good[0][1])
+    with_bad, without = build(case.method, net=norm_net), build(case.method, net=norm_net)
+    train(with_bad, good[:3] + [bad] + good[3:])
+    train(without, good)
+    assert_same(without_counts(snapshot(with_bad)), without_counts(snapshot(without)))
+    assert with_bad.opt.diagnostics["skipped"] == 1
+    assert without.opt.diagnostics["skipped"] == 0
+
+
+@every_method
+def test_an_infinite_gradient_under_a_finite_loss_is_noticed(case):
+    run = build(case.method)
+    (batch,) = batches(1)
+    before = flat(run.params)
+
+    def closure():
+        loss = loss_of(run.model, batch)
+        loss.backward()
+        run.params[0].grad[0, 0] = math.inf
+        return loss
+
+    run.opt.step(closure)
+    assert torch.equal(flat(run.params), before)
+    assert run.opt.diagnostics["skipped"] == 1
+
+
+@every_method
+def test_the_loss_of_a_skipped_step_is_returned_all_the_same(case):
+    run = build(case.method)
+    ((x, y),) = batches(1)
+    assert math.isnan(float(step_by_closure(run, (x * math.nan, y))))
+
+
+@every_method
+def test_one_bad_micro_batch_spoils_the_step(case):
+    run = build(case.method)
+    good, (x, y) = batches(2)
+    before = flat(run.params)
+    for p in run.opt.passes():
+        p.backward(loss_of(run.model, good))
+        p.backward(loss_of(run.model, (x * math.inf, y)))
+    run.opt.step()
+    assert torch.equal(flat(run.params), before)
+    assert run.opt.diagnostics["skipped"] == 1
+
+
+@every_method
+def test_after_a_skip_the_pattern_of_the_loop_is_unchanged(case):
+    """step() after the skipped passes is legal once, like after good ones."""
+    run = build(case.method)
+    ((x, y),) = batches(1)
+    for p in run.opt.passes():
+        p.backward(loss_of(run.model, (x * math.nan, y)))
+    run.opt.step()
+    if case.name != "sgd":
+        with pytest.raises(RuntimeError):
+            run.opt.step()

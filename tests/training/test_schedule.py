@@ -1,0 +1,32 @@
+import pytest
+
+from flatwise.training import TrainConfig
+from flatwise.training.schedule import Schedule
+
+
+def test_cosine_goes_from_the_learning_rate_to_zero():
+    schedule = Schedule(TrainConfig(lr=0.4, epochs=5), per_epoch=4)
+    assert schedule.total == 20
+    assert schedule.lr(0) == 0.4
+    assert schedule.lr(10) == pytest.approx(0.2)
+    assert schedule.lr(20) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_constant_is_constant():
+    schedule = Schedule(TrainConfig(lr=0.4, steps=5, schedule="constant"), per_epoch=4)
+    assert {schedule.lr(step) for step in range(6)} == {0.4}
+
+
+@pytest.mark.parametrize(
+    ("every", "per_epoch", "expected"),
+    [(None, 4, [0, 4, 8]), (None, 1, list(range(12))), (5, 4, [0, 5, 10]), (0, 4, [0])],
+)
+def test_probes(every, per_epoch, expected):
+    schedule = Schedule(TrainConfig(steps=12, probe_every=every), per_epoch)
+    assert [step for step in range(12) if schedule.probes(step)] == expected
+
+
+def test_checkpoints_come_at_the_end_too():
+    schedule = Schedule(TrainConfig(steps=12, checkpoint_every=5), 4)
+    assert [step for step in range(1, 13) if schedule.saves(step)] == [5, 10, 12]
+    assert sum(Schedule(TrainConfig(steps=200), 4).saves(step) for step in range(1, 201)) == 10

@@ -171,6 +171,20 @@ def test_unequal_batches_count_by_their_samples():
     assert torch.equal(flat(one.gradient()), flat(parts[0]))
 
 
+def test_gradients_that_share_storage_are_averaged_once_each():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return ((self.a + self.b) * x).sum(1).mean()
+
+    data = [torch.full((1, 3), 1.0), torch.full((3, 3), 5.0)]
+    objective = Objective(Sum(), lambda model, batch: model(batch), data)
+    assert [g.tolist() for g in objective.gradient()] == [[4.0] * 3] * 2
+
+
 def test_empty_batches_are_left_out():
     model, data, _ = problem("mlp")
     empty = data[0][0][:0], data[0][1][:0]

@@ -134,6 +134,18 @@ def test_a_warm_start_at_the_wrong_eigenvector_finds_the_right_one(seed):
     assert pairs.products < 12
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_warm_start_searches_before_it_refines(seed):
+    bulk = torch.rand(5000, generator=torch.Generator().manual_seed(0))
+    values = torch.cat([torch.tensor([3.0, 2.8, 2.6, 3.3]), bulk])
+    H = Operator(lambda v: [values * v[0]], [values])
+    noise = V.random_like([values] * 3, seed)
+    near = [[torch.eye(3, len(values))[i] + 1e-4 * noise[i]] for i in range(3)]
+    pairs = top_eigenpairs(H, 3, start=near, seed=seed)
+    assert pairs.values == pytest.approx([3.3, 3, 2.8], rel=1e-3)
+    assert pairs.products < 15
+
+
 def test_starts_may_be_fewer_or_more_than_k_dependent_zero_or_of_another_dtype():
     H = operator(np.linspace(-1, 4, 30))
     v = [torch.ones(30)]
@@ -243,6 +255,21 @@ def test_the_products_are_counted():
     H, calls = operator(np.linspace(-1, 4, 50)), []
     counted = Operator(lambda v: calls.append(1) or H(v), H.like)
     assert top_eigenpairs(counted, 2, tol=1e-6).products == len(calls)
+
+
+def test_the_tolerance_is_relative_also_where_all_eigenvalues_are_negative():
+    H = operator(np.linspace(-300, -100, 300))
+    loose, tight = top_eigenpairs(H, tol=1e-2), top_eigenpairs(H, tol=1e-4)
+    assert 1e-4 * 100 < loose.residuals[0] <= 1e-2 * 100
+    assert tight.residuals[0] <= 1e-4 * 100
+    assert loose.products < tight.products
+
+
+def test_a_tolerance_below_rounding_ends_at_rounding():
+    H = operator(np.linspace(-1, 4, 100), dtype=torch.float32)
+    pairs = top_eigenpairs(H, tol=1e-12, max_products=99)
+    assert pairs.converged
+    assert pairs.values[0] == pytest.approx(4, rel=1e-6)
 
 
 def test_a_spent_budget_is_told():

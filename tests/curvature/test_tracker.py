@@ -6,7 +6,7 @@ import torch
 from curvature.spectra import operator, rotated
 
 from flatwise import vectors as V
-from flatwise.curvature import EigenTracker, from_matrix, top_eigenpairs
+from flatwise.curvature import EigenTracker, Operator, from_matrix, top_eigenpairs
 
 
 def drifting(t, n=120):
@@ -54,6 +54,17 @@ def test_an_eigenvalue_that_overtakes_is_found():
     assert tracker.update(from_matrix(torch.diag(bulk + 5 * e[0]))).values[0] == pytest.approx(5, rel=1e-3)
     pairs = tracker.update(from_matrix(torch.diag(bulk + 5 * e[0] + 6 * e[7])))
     assert pairs.values[0] == pytest.approx(6 + 7 / (n - 1), rel=1e-3)
+
+
+def test_random_vectors_differ_from_update_to_update():
+    H, drawn = operator(np.linspace(0, 1, 50)), []
+    tracker = EigenTracker()
+    for _ in range(4):
+        first = []
+        tracker.update(Operator(lambda v, first=first: first.append(v[0].clone()) or H(v), H.like))
+        drawn.append(first[0])
+    cosines = torch.corrcoef(torch.stack(drawn)).abs().fill_diagonal_(0)
+    assert cosines.max() < 0.6
 
 
 @pytest.mark.parametrize("stop", [0, 1, 3])

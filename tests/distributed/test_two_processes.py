@@ -5,7 +5,19 @@ import copy
 import pytest
 import torch
 from distributed import workers
-from distributed.workers import METHODS, data, flat, loss_of, network, share, step, step_by_closure, wrapped
+from distributed.workers import (
+    METHODS,
+    SHORT,
+    STEPS,
+    data,
+    flat,
+    loss_of,
+    network,
+    share,
+    step,
+    step_by_closure,
+    wrapped,
+)
 from reference import transcriptions
 
 TOLERANCE = 2e-5
@@ -27,10 +39,10 @@ def both(results, name):
     return a, b
 
 
-def one_process(method, base="sgd"):
+def one_process(method, base="sgd", steps=STEPS):
     model = network()
     opt = wrapped(model, method, base)
-    for batch in data():
+    for batch in data(steps):
         step(opt, model, batch)
     return flat(model)
 
@@ -40,7 +52,9 @@ def one_process(method, base="sgd"):
 def test_two_processes_equal_one(results, kind, name):
     a, b = both(results, f"{kind} {name}")
     assert torch.equal(a, b)
-    torch.testing.assert_close(a, one_process(METHODS[name]), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(
+        a, one_process(METHODS[name], steps=8 if name in SHORT else STEPS), rtol=0, atol=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
@@ -51,17 +65,26 @@ def test_two_processes_equal_one_with_adamw(results, kind, name):
     torch.testing.assert_close(a, one_process(METHODS[name], "adamw"), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("name", ["gradient-norm", "eigen-sam"])
+def test_gradients_that_are_views_into_buckets(results, name):
+    a, b = both(results, f"bucket views {name}")
+    assert torch.equal(a, b)
+    torch.testing.assert_close(a, one_process(METHODS[name], steps=8), rtol=0, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_closures_equal_passes(results, kind):
     a, _ = both(results, f"{kind} closures")
-    assert torch.equal(a, both(results, f"{kind} eigen-sam")[0])
+    assert torch.equal(a, both(results, f"{kind} passes")[0])
 
 
+@pytest.mark.parametrize("how", ["accumulated", "recorded"])
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_micro_batches_equal_the_full_batch(results, kind):
-    a, b = both(results, f"{kind} accumulated")
+def test_micro_batches_equal_the_full_batch(results, kind, how):
+    """Also where gradients are not synchronised before the last micro-batch."""
+    a, b = both(results, f"{kind} {how}")
     assert torch.equal(a, b)
-    torch.testing.assert_close(a, one_process(METHODS["sam"]), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(a, one_process(METHODS["sam"], steps=8), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
@@ -81,7 +104,9 @@ def local_reference(name):
     params = list(model.parameters())
     base = torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-2)
     for batch in data():
-        halves = [rule(lambda r=r: loss_of(model, share(batch, r)), params, METHODS[name].rho) for r in range(2)]
+        halves = [
+            rule(lambda r=r, batch=batch: loss_of(model, share(batch, r)), params, METHODS[name].rho) for r in range(2)
+        ]
         transcriptions.take_step(base, params, [(s + t) / 2 for s, t in zip(*halves)])
     return flat(model)
 

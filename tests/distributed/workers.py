@@ -8,16 +8,17 @@ import copy
 import math
 from pathlib import Path
 
-import flatwise as fw
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from flatwise.methods import SAM, SGD, EigenSAM, GradientNorm, ReverseSAM
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+
+import flatwise as fw
+from flatwise.methods import SAM, SGD, EigenSAM, GradientNorm, ReverseSAM
 
 STEPS = 25
 METHODS = {
@@ -52,6 +53,11 @@ def loss_of(model, batch):
 
 def ddp(rank):
     return DistributedDataParallel(network())
+
+
+def ddp_with_bucket_views(rank):
+    """Gradients are views into buffers that the next backward overwrites."""
+    return DistributedDataParallel(network(), gradient_as_bucket_view=True)
 
 
 def fsdp(rank):
@@ -118,7 +124,23 @@ def accumulated(rank, make, method):
                     p.backward(loss_of(model, share(batch, i)))
         opt.step()
 
-    return trained(rank, make, method, step=accumulate)
+    return trained(rank, make, method, data=few, step=accumulate)
+
+
+def recorded(rank, make, method):
+    """The same with somebody else's backward, as Accelerate does it: local gradients until the last micro-batch."""
+
+    def record(opt, model, batch):
+        for p in opt.passes():
+            for i in range(2):
+                quiet = i == 0 and hasattr(model, "no_sync")
+                with model.no_sync() if quiet else contextlib.nullcontext():
+                    loss = loss_of(model, share(batch, i))
+                    loss.backward()
+                p.record(loss)
+        opt.step()
+
+    return trained(rank, make, method, data=few, step=record)
 
 
 def one_rank_overflows(rank, make, method, evaluation, **options):
@@ -196,40 +218,53 @@ def message(function):
     return None
 
 
+LAYOUTS = {"ddp": ddp, "fsdp": fsdp}
+SHORT = (
+    "sgd",
+    "reverse-sam",
+    "gradient-norm",
+)  # all steps where the contract says so, fewer for the rest, to save time
+
+
+def few():
+    return data(8)
+
+
+def scenarios_of(kind):
+    """What is asked of both layouts."""
+    make, sam, eigen = LAYOUTS[kind], METHODS["sam"], METHODS["eigen-sam"]
+    return {
+        f"{kind} sam": lambda rank: trained(rank, make, sam),
+        f"{kind} eigen-sam": lambda rank: trained(rank, make, eigen),
+        **{f"{kind} {name}": lambda rank, m=METHODS[name]: trained(rank, make, m, data=few) for name in SHORT},
+        f"{kind} adamw sam": lambda rank: trained(rank, make, sam, "adamw"),
+        f"{kind} adamw eigen-sam": lambda rank: trained(rank, make, eigen, "adamw"),
+        f"{kind} losses": lambda rank: losses(rank, make, sam),
+        f"{kind} closures": lambda rank: trained(rank, make, eigen, data=few, step=step_by_closure),
+        f"{kind} passes": lambda rank: trained(rank, make, eigen, data=few),
+        f"{kind} accumulated": lambda rank: accumulated(rank, make, sam),
+        f"{kind} recorded": lambda rank: recorded(rank, make, sam),
+        **{f"{kind} overflow in {i}": lambda rank, i=i: one_rank_overflows(rank, make, sam, i) for i in (0, 1)},
+        **{f"{kind} resumed {base}": lambda rank, b=base: resumed(rank, make, eigen, b) for base in ("sgd", "adamw")},
+        f"{kind} interrupted": lambda rank: interrupted(rank, make, sam),
+    }
+
+
+def local_overflow(rank, evaluation):
+    return one_rank_overflows(rank, ddp, METHODS["sam"], evaluation, perturb="local")
+
+
 SCENARIOS = {
-    **{f"ddp {name}": lambda rank, m=m: trained(rank, ddp, m) for name, m in METHODS.items()},
-    **{f"fsdp {name}": lambda rank, m=m: trained(rank, fsdp, m) for name, m in METHODS.items()},
-    **{f"ddp adamw {name}": lambda rank, m=METHODS[name]: trained(rank, ddp, m, "adamw") for name in ("sam", "eigen-sam")},
-    **{
-        f"fsdp adamw {name}": lambda rank, m=METHODS[name]: trained(rank, fsdp, m, "adamw")
-        for name in ("sam", "eigen-sam")
-    },
-    **{f"{name} losses": lambda rank, make=make: losses(rank, make, SAM(rho=0.1)) for name, make in (("ddp", ddp), ("fsdp", fsdp))},
-    "ddp closures": lambda rank: trained(rank, ddp, METHODS["eigen-sam"], step=step_by_closure),
-    "fsdp closures": lambda rank: trained(rank, fsdp, METHODS["eigen-sam"], step=step_by_closure),
-    "ddp accumulated": lambda rank: accumulated(rank, ddp, METHODS["sam"]),
-    "fsdp accumulated": lambda rank: accumulated(rank, fsdp, METHODS["sam"]),
-    **{
-        f"local {name}": lambda rank, m=METHODS[name]: trained(rank, ddp, m, perturb="local")
-        for name in ("sam", "reverse-sam", "gradient-norm")
-    },
+    **scenarios_of("ddp"),
+    **scenarios_of("fsdp"),
+    "bucket views gradient-norm": lambda rank: trained(rank, ddp_with_bucket_views, METHODS["gradient-norm"], data=few),
+    "bucket views eigen-sam": lambda rank: trained(rank, ddp_with_bucket_views, METHODS["eigen-sam"], data=few),
+    "local sam": lambda rank: trained(rank, ddp, METHODS["sam"], perturb="local"),
+    "local reverse-sam": lambda rank: trained(rank, ddp, METHODS["reverse-sam"], perturb="local"),
+    "local gradient-norm": lambda rank: trained(rank, ddp, METHODS["gradient-norm"], perturb="local"),
+    "local overflow in 0": lambda rank: local_overflow(rank, 0),
+    "local overflow in 1": lambda rank: local_overflow(rank, 1),
     "first pass": synchronised_gradients,
-    **{
-        f"{name} overflow in {i}": lambda rank, make=make, i=i: one_rank_overflows(rank, make, SAM(rho=0.1), i)
-        for name, make in (("ddp", ddp), ("fsdp", fsdp))
-        for i in (0, 1)
-    },
-    **{
-        f"local overflow in {i}": lambda rank, i=i: one_rank_overflows(rank, ddp, SAM(rho=0.1), i, perturb="local")
-        for i in (0, 1)
-    },
-    **{
-        f"{name} resumed {base}": lambda rank, make=make, base=base: resumed(rank, make, METHODS["eigen-sam"], base)
-        for name, make in (("ddp", ddp), ("fsdp", fsdp))
-        for base in ("sgd", "adamw")
-    },
-    "ddp interrupted": lambda rank: interrupted(rank, ddp, METHODS["sam"]),
-    "fsdp interrupted": lambda rank: interrupted(rank, fsdp, METHODS["sam"]),
     "fsdp local": lambda rank: message(lambda: wrapped(fsdp(rank), SAM(), perturb="local")),
     "bare local": lambda rank: message(lambda: wrapped(network(), SAM(), perturb="local")),
 }

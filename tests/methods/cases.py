@@ -6,8 +6,9 @@ Hyper-parameters are larger than the papers' defaults, so that on small networks
 from dataclasses import dataclass, replace
 
 import pytest
-from flatwise import methods
 from reference import transcriptions
+
+from flatwise import methods
 
 RHO = 0.1
 
@@ -28,7 +29,9 @@ CASES = [
     Case("sgd", methods.SGD(), transcriptions.sgd),
     Case("sam", methods.SAM(rho=RHO), lambda loss, params: transcriptions.sam(loss, params, RHO)),
     Case("eigen-sam", methods.EigenSAM(rho=RHO, alpha=0.5, every=3, iterations=2)),
-    Case("reverse-sam", methods.ReverseSAM(rho=RHO), lambda loss, params: transcriptions.reverse_sam(loss, params, RHO)),
+    Case(
+        "reverse-sam", methods.ReverseSAM(rho=RHO), lambda loss, params: transcriptions.reverse_sam(loss, params, RHO)
+    ),
     Case(
         "gradient-norm",
         methods.GradientNorm(rho=RHO),

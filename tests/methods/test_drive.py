@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from flatwise import methods
-from flatwise.methods import Evaluation, drive
 from methods.cases import DISPLACING, every_displacing_method, parametrized
 from methods.quadratics import direction, evaluate_around, state_at
+
+from flatwise import methods
+from flatwise.methods import Evaluation, drive
 
 H = torch.diag(torch.tensor([8.0, 3.0, 1.0, 0.2, -2.0], dtype=torch.float64))
 W = torch.tensor([0.3, -1.0, 0.7, 2.0, 0.4], dtype=torch.float64)

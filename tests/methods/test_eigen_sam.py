@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from flatwise.methods import SAM, EigenSAM, drive
 from methods.quadratics import displaced_requests, evaluate_around, state_at
 from reference import transcriptions
+
+from flatwise.methods import SAM, EigenSAM, drive
 
 RHO, ALPHA = 0.3, 0.5
 NEVER = 10**6
@@ -141,10 +142,10 @@ def probes_per_step(every, iterations, steps):
     """How many requests of a run were probes, step by step."""
     method = EigenSAM(rho=0.1, every=every, iterations=iterations)
     state = state_at(method, W)
-    counts = []
+    requests, evaluate, counts = [], evaluate_around(W, H), []
     for step in range(steps):
         state.step = step
-        requests, evaluate = [], evaluate_around(W, H)
+        requests.clear()
         drive(method, lambda at: requests.append(at) or evaluate(at), state)
         counts.append((len(requests), sum(at.probe for at in requests)))
     return counts

@@ -4,8 +4,9 @@ import dataclasses
 import math
 
 import pytest
-from flatwise import methods
 from methods.cases import CASES, every_displacing_method, every_method
+
+from flatwise import methods
 
 BAD_RHO = [-0.1, math.nan, math.inf, -math.inf, None, "0.05"]
 
@@ -55,7 +56,9 @@ def test_every_name_has_a_case_here():
     assert {case.name for case in CASES} == set(methods.names())
 
 
-@pytest.mark.parametrize(("wrong", "nearest"), [("samm", "sam"), ("eigensam", "eigen-sam"), ("revers-sam", "reverse-sam")])
+@pytest.mark.parametrize(
+    ("wrong", "nearest"), [("samm", "sam"), ("eigensam", "eigen-sam"), ("revers-sam", "reverse-sam")]
+)
 def test_a_misspelt_method_is_answered_with_the_nearest(wrong, nearest):
     with pytest.raises(ValueError, match=nearest):
         methods.by_name(wrong)

@@ -3,11 +3,12 @@
 import copy
 from dataclasses import dataclass
 
-import flatwise as fw
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+import flatwise as fw
 
 BASES = {
     "sgd": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=1e-2),
@@ -34,9 +35,7 @@ def norm_net(dtype=torch.float32):
 
 def noisy_net(dtype=torch.float32):
     """With BatchNorm and dropout."""
-    layers = lambda: nn.Sequential(
-        nn.Linear(6, 10), nn.BatchNorm1d(10), nn.Tanh(), nn.Dropout(0.3), nn.Linear(10, 3)
-    )
+    layers = lambda: nn.Sequential(nn.Linear(6, 10), nn.BatchNorm1d(10), nn.Tanh(), nn.Dropout(0.3), nn.Linear(10, 3))
     return seeded(layers).to(dtype)
 
 

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from flatwise.methods import EigenSAM
 from methods.cases import every_transcribed_method
 from optim.problems import BASES, batches, build, every_base, flat, loss_of, mlp, step_by_closure, step_by_passes, train
 from reference import transcriptions
+
+from flatwise.methods import EigenSAM
 
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 STEPS = 50

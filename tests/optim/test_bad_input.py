@@ -1,12 +1,13 @@
 """Each mistake gets one clear ValueError or TypeError, and nothing is lost: the next good step is as if it had not been."""
 
-import flatwise as fw
 import pytest
 import torch
-from flatwise import methods
 from methods.cases import every_method
 from optim.problems import assert_same, batches, build, closure_of, loss_of, mlp, norm_net, snapshot, step_by_closure
 from torch import nn
+
+import flatwise as fw
+from flatwise import methods
 
 MISTAKE = (ValueError, TypeError)
 
@@ -82,14 +83,18 @@ def test_closures_that_do_not_do_their_work(case, mistake):
         assert_same(snapshot(run), snapshot(twin))
 
 
+def loop(run, body):
+    for p in run.opt.passes():
+        body(p)
+
+
 @every_method
 def test_a_loop_body_that_never_calls_backward(case):
     run = build(case.method, net=norm_net)
     (batch,) = batches(1)
     before = snapshot(run)
     with pytest.raises((*MISTAKE, RuntimeError), match="backward"):
-        for _ in run.opt.passes():
-            loss_of(run.model, batch)
+        loop(run, lambda p: loss_of(run.model, batch))
     assert_same(snapshot(run), before)
 
 
@@ -99,8 +104,7 @@ def test_a_loop_body_that_records_without_backward(case):
     (batch,) = batches(1)
     before = snapshot(run)
     with pytest.raises((*MISTAKE, RuntimeError)):
-        for p in run.opt.passes():
-            p.record(loss_of(run.model, batch))
+        loop(run, lambda p: p.record(loss_of(run.model, batch)))
     assert_same(snapshot(run), before)
 
 
@@ -110,8 +114,7 @@ def test_backward_of_what_is_no_scalar_loss(case, loss):
     run = build(case.method)
     before = snapshot(run)
     with pytest.raises(MISTAKE):
-        for p in run.opt.passes():
-            p.backward(loss)
+        loop(run, lambda p: p.backward(loss))
     assert_same(snapshot(run), before)
 
 
@@ -121,8 +124,7 @@ def test_weights_of_micro_batches_out_of_range(weight):
     (batch,) = batches(1)
     before = snapshot(run)
     with pytest.raises(MISTAKE, match="weight"):
-        for p in run.opt.passes():
-            p.backward(loss_of(run.model, batch), weight=weight)
+        loop(run, lambda p: p.backward(loss_of(run.model, batch), weight=weight))
     assert_same(snapshot(run), before)
 
 
@@ -173,8 +175,7 @@ def test_the_second_loss_must_be_built_after_the_weights_moved():
     before = snapshot(run)
     loss = loss_of(run.model, batches(1)[0])
     with pytest.raises((*MISTAKE, RuntimeError)):
-        for p in run.opt.passes():
-            p.backward(loss)
+        loop(run, lambda p: p.backward(loss))
     assert_same(snapshot(run), before)
 
 

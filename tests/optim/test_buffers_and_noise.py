@@ -20,6 +20,8 @@ from optim.problems import (
 )
 from torch import nn
 
+import flatwise as fw
+
 every_route = pytest.mark.parametrize("step", [step_by_closure, step_by_passes])
 
 
@@ -200,15 +202,12 @@ def test_a_model_in_evaluation_mode_stays_there(case):
 
 
 def test_without_a_model_one_warning_says_what_is_off():
-    import flatwise as fw
-
-    run = build(fw.methods.SAM(rho=0.1))
-    other = build(fw.methods.SAM(rho=0.1))
+    method = fw.methods.SAM(rho=0.1)
+    run, other = build(method), build(method)
     with pytest.warns(UserWarning, match="model") as caught:
-        other.opt = fw.SharpnessAware(other.base, fw.methods.SAM(rho=0.1))
-        for batch in batches(4):
-            step_by_closure(other, batch)
+        other.opt = fw.SharpnessAware(other.base, method)
     assert len(caught) == 1
     for batch in batches(4):
         step_by_closure(run, batch)
+        step_by_closure(other, batch)  # and not once more: warnings are errors here
     assert_same(other.model.state_dict(), run.model.state_dict())

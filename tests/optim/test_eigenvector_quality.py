@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from flatwise.methods import EigenSAM
 from optim.problems import build, flat, loss_of, seeded
 from scipy.sparse.linalg import LinearOperator, eigsh
 from sklearn.datasets import load_digits
 from torch import nn
+
+from flatwise.methods import EigenSAM
 
 BASES = {
     "sgd": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
@@ -23,12 +24,26 @@ BASES = {
 
 
 def smooth_cnn(dtype):
-    layers = lambda: [nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(54, 10)]
+    layers = lambda: [
+        nn.Conv2d(1, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(54, 10),
+    ]
     return seeded(lambda: nn.Sequential(*layers()))
 
 
 def smooth_mlp(dtype):
-    layers = lambda: [nn.Flatten(), nn.Linear(64, 24), nn.BatchNorm1d(24), nn.Tanh(), nn.Dropout(0.1), nn.Linear(24, 10)]
+    layers = lambda: [
+        nn.Flatten(),
+        nn.Linear(64, 24),
+        nn.BatchNorm1d(24),
+        nn.Tanh(),
+        nn.Dropout(0.1),
+        nn.Linear(24, 10),
+    ]
     return seeded(lambda: nn.Sequential(*layers()))
 
 
@@ -88,9 +103,13 @@ def quality(net, base, steps=121, every=10, after=50):
     return np.median(cosines), np.median(ratios)
 
 
+# A difference of gradients sees the kinks of ReLU and max-pooling, which double backward does not: the quotient is larger.
+NETS = [(smooth_cnn, 0.1), (smooth_mlp, 0.1), (relu_cnn, 0.35)]
+
+
 @pytest.mark.parametrize("base", BASES)
-@pytest.mark.parametrize("net", [smooth_cnn, smooth_mlp, relu_cnn])
-def test_after_a_few_refreshes_the_vector_is_the_batchs_top_eigenvector(net, base):
+@pytest.mark.parametrize(("net", "tolerance"), NETS)
+def test_after_a_few_refreshes_the_vector_is_the_batchs_top_eigenvector(net, tolerance, base):
     cosine, ratio = quality(net, base)
     assert cosine > 0.95
-    assert ratio == pytest.approx(1.0, abs=0.1)
+    assert ratio == pytest.approx(1.0, abs=tolerance)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from flatwise import methods
 from methods.cases import RHO, every_method, every_transcribed_method
 from optim.problems import (
     BASES,
@@ -19,6 +18,8 @@ from optim.problems import (
     train,
 )
 from reference import transcriptions
+
+from flatwise import methods
 
 SIZES = (4, 6, 6)
 
@@ -39,9 +40,7 @@ def test_each_part_has_a_dialogue_of_its_own(case):
     params = list(model.parameters())
     base = BASES["sgd"](params)
     for batch in data:
-        parts = [
-            case.transcription(lambda part=part: loss_of(model, part), params) for part in halves(batch, SIZES)
-        ]
+        parts = [case.transcription(lambda part=part: loss_of(model, part), params) for part in halves(batch, SIZES)]
         transcriptions.take_step(base, params, [sum(ts) / 3 for ts in zip(*parts)])
     torch.testing.assert_close(flat(run.params), flat(params), rtol=0, atol=case.double_tolerance)
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from flatwise import methods
 from methods.cases import RHO, every_displacing_method, every_method
 from optim.problems import (
     BASES,
@@ -20,6 +19,8 @@ from optim.problems import (
     weights,
 )
 from reference import transcriptions
+
+from flatwise import methods
 
 
 def plain_run(base, data, groups=None):
@@ -138,12 +139,13 @@ def test_eigen_sam_keeps_its_vector_to_the_displaced_groups():
 @every_displacing_method
 def test_a_groups_rho_is_used_where_the_methods_own_is_another(case):
     """rho on the group equals rho on the method."""
-    data = batches(6)
-    on_group = build(case.method, groups=lambda model: [{"params": model.parameters(), "rho": 2 * RHO}])
-    on_method = build(case.with_rho(2 * RHO))
+    data = batches(6, dtype=torch.float64)
+    groups = lambda model: [{"params": model.parameters(), "rho": 2 * RHO}]
+    on_group = build(case.method, groups=groups, dtype=torch.float64)
+    on_method = build(case.with_rho(2 * RHO), dtype=torch.float64)
     train(on_group, data)
     train(on_method, data)
-    torch.testing.assert_close(flat(on_group.params), flat(on_method.params), rtol=0, atol=1e-4)
+    torch.testing.assert_close(flat(on_group.params), flat(on_method.params), rtol=0, atol=1e-6)
 
 
 @every_method

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from flatwise import methods
 from methods.cases import every_displacing_method, every_method
 from optim.problems import (
     BASES,
@@ -19,6 +18,8 @@ from optim.problems import (
     step_by_passes,
     train,
 )
+
+from flatwise import methods
 
 
 def pass_through(run, batch):

@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-from flatwise import methods
 from methods.cases import RHO, every_displacing_method, every_method, every_transcribed_method
 from optim.problems import (
     BASES,
-    assert_same,
     batches,
     build,
     every_base,
@@ -21,6 +19,8 @@ from optim.problems import (
 )
 from reference import transcriptions
 from torch import nn
+
+from flatwise import methods
 
 
 class Spare(nn.Module):

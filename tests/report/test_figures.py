@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,6 +78,15 @@ def test_edge_panels_share_one_axis_and_show_the_edges(demo: Path) -> None:
         "2/lr = 10",
     ]
     assert panels[1].layout["annotations"][0]["y"] == math.log10(10)
+
+
+@pytest.mark.parametrize(("start", "side"), [(0.1, "bottom"), (0.8, "top")])
+def test_the_label_of_the_edge_keeps_out_of_the_way(start: float, side: str) -> None:
+    probe = {"edge": 0.5, "gd_edge": 0.5, "edge_name": "GD edge 2/lr"}
+    probes = [probe | {"step": step, "top_eigenvalue": value} for step, value in ((0, start), (10, 0.5))]
+    study = Study("", "edge", "", [Arm("gd", "GD", "method", [Trial(0, "finished", probes=probes)])])
+    (panel,) = edge_figures(study, styles(study))
+    assert panel.layout["annotations"][0]["yanchor"] == side
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=8), st.floats(0.01, 0.2))

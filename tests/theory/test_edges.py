@@ -56,6 +56,7 @@ def test_eigen_sam_edge_at_the_ends_of_the_alignment() -> None:
     assert eigen_sam_edge(0.1, 0.0, 0.2, 0.5, 0.0) == 20
     assert eigen_sam_edge(0.1, 0.1, 0.2, 0.5, 1.0) == pytest.approx(sam_edge(0.1, 0.1, 0.5))
     assert eigen_sam_edge(0.1, 0.1, 0.2, 0.5, 1 + 1e-7) == pytest.approx(sam_edge(0.1, 0.1, 0.5))
+    assert eigen_sam_edge(0.1, 0.1, 1e9, 0.5, 1 + 1e-7) == pytest.approx(sam_edge(0.1, 0.1, 0.5))
     assert eigen_sam_edge(0.1, 0.1, 0.2, 0.5, 1e-12) < 1e-4
 
 

@@ -144,6 +144,13 @@ def test_a_loss_that_becomes_nan_ends_the_run_at_that_step(tmp_path):
     assert Run.open(run.path).status == "diverged"
 
 
+def test_a_run_whose_steps_are_all_skipped_is_ended(tmp_path):
+    run = train(replace(SMALL, loss="squared-error", lr=1e8, schedule="constant", steps=50), tmp_path / "run")
+    assert run.status == "diverged"
+    assert "10 steps in a row could not be taken" in run.summary["reason"]
+    assert run.summary["skipped"] == 10
+
+
 def test_full_batch_and_chunks_agree(tmp_path, monkeypatch):
     config = replace(SMALL, method="sam", batch_size=0, momentum=0.0, steps=5)
     whole = train(config, tmp_path / "whole")

@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         sys.exit(command.run(words))
     except KeyboardInterrupt:
+        print("stopped; the same command continues from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, TypeError, OSError) as error:
         if debug:

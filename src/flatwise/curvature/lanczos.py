@@ -20,9 +20,12 @@ from flatwise.curvature.krylov import Krylov, fitted
 from flatwise.curvature.operator import Operator
 from flatwise.vectors import Vector
 
-SEARCH = 4
-"""Products along a random vector that a warm start takes first: the given vectors may belong to eigenvalues that are no longer
-the largest, and their residuals, small from the beginning, would not show it."""
+SEARCH = 5
+"""Products that a warm start takes first, one after the other from its first vector and a random one: the given vectors may
+belong to eigenvalues that are no longer the largest, and their residuals, small from the beginning, would not show it."""
+
+BLEND = 0.03
+"""The share of the random vector in that one."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,13 @@ def top_eigenpairs(
     """
     _check(operator, k, tol)
     starts = _starts(start, operator.like)
-    block = max(k, len(starts) + 1) if starts else k
+    if starts:
+        starts[-1] = V.add(V.unit(starts[-1]), V.unit(V.random_like(starts[-1], seed)), BLEND)
+    block = max(k, len(starts))
     budget = 50 * (k + 1) if max_products is None else max_products
     limit = 3 * block + 20 if max_basis is None else max_basis
     _check_limits(k, block, budget, limit)
-    krylov = Krylov(operator, starts, min(block, operator.size), itertools.count(seed))
+    krylov = Krylov(operator, starts, min(block, operator.size), itertools.count(seed + 1))
     search = min(SEARCH, budget - k) if starts else 0
     while krylov.products < budget and not _believable(krylov, k, tol, block + search):
         if len(krylov.basis) == limit:
@@ -117,7 +122,7 @@ def _starts(start: Vector | Sequence[Vector] | None, like: Vector) -> list[Vecto
     if start is None or len(start) == 0:
         return []
     several = cast("Sequence[Vector]", [start] if _is_vector(start) else start)
-    return [_checked(fitted(v, like, f"start vector {i}")) for i, v in enumerate(several)]
+    return [_checked(fitted(v, like, f"start vector {i}")) for i, v in enumerate(several)][::-1]
 
 
 def _is_vector(start: Vector | Sequence[Vector]) -> bool:

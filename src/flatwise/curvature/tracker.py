@@ -32,9 +32,8 @@ class EigenTracker:
     def update(self, operator: Operator) -> EigenPairs:
         """Find the largest eigenpairs of the operator as it is now."""
         before = [] if self.pairs is None else self.pairs.vectors
-        seed = self.seed + self.updates * (
-            self.k + 1
-        )  # other random vectors each time: what one misses, the next may see
+        # Other random vectors at each update: what one misses, the next may see.
+        seed = self.seed + self.updates * (self.k + 1)
         pairs = top_eigenpairs(operator, self.k, self.tol, before, max_products=self.max_products, seed=seed)
         self.pairs = replace(pairs, vectors=[_aligned(v, before) for v in pairs.vectors])
         self.updates += 1

@@ -11,12 +11,12 @@ from torch import Tensor
 from flatwise import vectors as V
 from flatwise.methods.checks import non_negative, positive_integer
 from flatwise.methods.dialogue import At, Dialogue, Evaluation, Passes, State
-from flatwise.methods.ritz import leading_ritz_pair
+from flatwise.methods.ritz import Search, leading_ritz_vector
 from flatwise.vectors import Vector
 
 EIGENVECTOR = "eigenvector"
 SAME_IN_EVALUATION = "same_in_evaluation"
-LOWEST = "lowest_eigenvalue"
+LOWEST, LONGER = "lowest_eigenvalue", "longer_differences"
 
 # The first search starts at the gradient, which lies near the top eigenspaces, with this share of noise against the case of a
 # gradient that has no part in the wanted vector. Later searches start at the vector known, with this share of gradient.
@@ -98,10 +98,11 @@ class EigenSAM(Dialogue):
             start = _mixture(base, _where_present(V.random_like(known, state.seed), base))
         else:
             start = _mixture(_where_present(known, base), base)
-        pair = yield from leading_ritz_pair(start, base, state, self.iterations, state.numbers.get(LOWEST, 0.0))
-        state.vectors[EIGENVECTOR] = _zero_where_absent(pair.vector, known)
-        state.numbers[LOWEST] = pair.lowest
-        state.notes |= {"rayleigh_quotient": pair.value, "eigenvector_residual": pair.residual}
+        search = Search(state.numbers.get(LOWEST, 0.0), state.numbers.get(LONGER, 1.0))
+        vector = yield from leading_ritz_vector(start, base, state, self.iterations, search)
+        state.vectors[EIGENVECTOR] = _zero_where_absent(vector, known)
+        state.numbers |= {LOWEST: search.lowest, LONGER: search.longer}
+        state.notes |= {"rayleigh_quotient": search.value, "eigenvector_residual": search.residual}
 
 
 def _gradient_in_evaluation_mode(here: Evaluation, state: State) -> Generator[At, Evaluation, Vector]:

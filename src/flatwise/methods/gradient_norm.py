@@ -35,7 +35,7 @@ class GradientNorm(Dialogue):
         here = yield At.weights()
         if not state.displaces(self.rho):
             return here.release()
-        length = difference_length(state)
+        length = difference_length(state, here.gradient)
         there = yield At.along(here.gradient, length)
         direction = here.release()
         V.add_(direction, quotient(there.release(), direction, length), self.rho)

@@ -17,21 +17,33 @@ from flatwise.vectors import Vector
 # What is left of a product after orthogonalisation is rounding when it is less than EXHAUSTED * eps of the product.
 EXHAUSTED = 100.0
 
-
-@dataclass(frozen=True)
-class RitzPair:
-    """A unit vector and its Rayleigh quotient, with the norm of the residual and the smallest Ritz value beside it."""
-
-    vector: Vector
-    value: float
-    residual: float
-    lowest: float
+# Differences are drowned (by the rounding of half precision, or by the kinks of ReLU between the two points) when the projected
+# matrix is less symmetric than NOISY of its largest eigenvalue; the next refresh then takes twice the length, LONGER at most.
+# Below QUIET the length shrinks again.
+NOISY, QUIET, LONGER = 0.1, 0.03, 4.0
 
 
-def leading_ritz_pair(
-    start: Vector, base: Vector, state: State, products: int, lowest: float = 0.0
-) -> Generator[At, Evaluation, RitzPair]:
-    """Improve `start` towards the eigenvector of the largest (algebraic) eigenvalue by some Hessian-vector products.
+@dataclass
+class Search:
+    """What is known from refresh to refresh, and found in the last one.
+
+    Attributes:
+        lowest: the lowest eigenvalue met, at most 0; the shift of the last step follows it.
+        longer: by how much differences are longer than `difference_length`.
+        value: the Rayleigh quotient of the last Ritz vector.
+        residual: the norm of its residual.
+    """
+
+    lowest: float = 0.0
+    longer: float = 1.0
+    value: float = 0.0
+    residual: float = 0.0
+
+
+def leading_ritz_vector(
+    start: Vector, base: Vector, state: State, products: int, search: Search
+) -> Generator[At, Evaluation, Vector]:
+    """Improve `start` towards the unit eigenvector of the largest (algebraic) eigenvalue by some Hessian-vector products.
 
     Lanczos with full orthogonalisation, but with the projected matrix from explicit inner products: the noise of differences
     breaks the three-term recurrence, not a projection. Power iteration would follow a larger negative eigenvalue; the largest
@@ -42,23 +54,25 @@ def leading_ritz_pair(
         base: the gradient at the weights in evaluation mode.
         state: for the weights' norm and precision.
         products: how many, at least 1; each is one evaluation, and as many vectors are kept.
-        lowest: the lowest eigenvalue known of, for the last step.
+        search: read and written.
     """
     basis: list[Vector] = []
     columns: list[Tensor] = []
-    length = difference_length(state)
-    remainder, size = start, V.norm(start)
+    sizes = [V.norm(start)]
+    remainder, length = start, difference_length(state, base) * search.longer
     for _ in range(products):
-        basis.append(V.scale(remainder, V.reciprocal(size)))
-        product, length = yield from hessian_product(base, basis[-1], length)
-        remainder = V.restrict(product, [t is not None for t in base])
+        basis.append(V.scale(remainder, V.reciprocal(sizes[-1])))
+        remainder = yield from hessian_product(base, basis[-1], length)
         columns.append(torch.stack([V.dot(b, remainder) for b in basis]))
-        size = _orthogonalise(remainder, basis)
-    value, coordinates, lowest = _largest(columns, _rank(basis), lowest)
-    coupling = float(size) * coordinates[-1]
+        sizes.append(_orthogonalise(remainder, basis))
+    projected, couplings = _on_host(columns), torch.stack(sizes).double().tolist()
+    coordinates = _largest(projected, _rank(couplings), search)
+    _adapt_length(projected, couplings, search)
     vector = _combination(basis, coordinates)
-    V.add_(vector, remainder, _free_step(value, coupling, lowest) * V.reciprocal(size))
-    return RitzPair(V.unit(vector), value, abs(coupling), lowest)
+    coupling = couplings[-1] * coordinates[-1]
+    search.residual = abs(coupling)
+    V.add_(vector, remainder, _free_step(coupling, search) * V.reciprocal(sizes[-1]))
+    return V.unit(vector)
 
 
 def _orthogonalise(vector: Vector, basis: list[Vector]) -> Tensor:
@@ -71,30 +85,44 @@ def _orthogonalise(vector: Vector, basis: list[Vector]) -> Tensor:
     return torch.where(after > EXHAUSTED * V.epsilon(vector) * before, after, torch.zeros_like(after))
 
 
-def _rank(basis: list[Vector]) -> int:
-    """How many basis vectors came before the space was exhausted, at least 1; the rest are zero."""
-    return max(1, sum(bool(V.norm(b) > 0) for b in basis))
+def _on_host(columns: list[Tensor]) -> Tensor:
+    """The projected matrix, of which the columns hold the upper triangle, in float64.
 
-
-def _largest(columns: list[Tensor], rank: int, lowest: float) -> tuple[float, list[float], float]:
-    """The largest eigenvalue and its eigenvector of the projected matrix, and the lowest eigenvalue known of (at most 0).
-
-    The columns hold the matrix's upper triangle. Non-finite entries belong to a step that will be skipped, and must not raise.
+    Non-finite entries belong to a step that will be skipped, and must not raise here.
     """
     padded = [torch.nn.functional.pad(c, (0, len(columns) - len(c))) for c in columns]
-    projected = torch.nan_to_num(torch.stack(padded, dim=1).cpu().double(), posinf=0.0, neginf=0.0)
+    return torch.nan_to_num(torch.stack(padded, dim=1).cpu().double(), posinf=0.0, neginf=0.0)
+
+
+def _rank(couplings: list[float]) -> int:
+    """How many basis vectors came before the space was exhausted, at least 1; the rest are zero."""
+    return next((i for i, size in enumerate(couplings[:-1]) if i and not size > 0), len(couplings) - 1)
+
+
+def _largest(projected: Tensor, rank: int, search: Search) -> list[float]:
+    """The coordinates of the largest Ritz vector."""
     values, vectors = torch.linalg.eigh(projected[:rank, :rank], UPLO="U")
-    coordinates = vectors[:, -1].tolist() + [0.0] * (len(columns) - rank)
-    return float(values[-1]), coordinates, min(lowest, float(values[0]), 0.0)
+    search.value, search.lowest = float(values[-1]), min(search.lowest, float(values[0]), 0.0)
+    return vectors[:, -1].tolist() + [0.0] * (len(projected) - rank)
 
 
-def _free_step(value: float, coupling: float, lowest: float) -> float:
+def _adapt_length(projected: Tensor, couplings: list[float], search: Search) -> None:
+    """Orthogonalisation made the lower triangle: the couplings below the diagonal, zeros further down. The upper should match."""
+    lower = torch.diag(torch.nan_to_num(torch.tensor(couplings[1:-1], dtype=torch.float64), posinf=0.0), diagonal=1)
+    asymmetry = float((projected.triu(1) - lower).norm())
+    if asymmetry > NOISY * abs(search.value):
+        search.longer = min(2 * search.longer, LONGER)
+    elif asymmetry < QUIET * abs(search.value):
+        search.longer = max(search.longer / 2, 1.0)
+
+
+def _free_step(coupling: float, search: Search) -> float:
     """How much of the last remainder to add to the Ritz vector: `H v = value * v + coupling * remainder` is known for free.
 
     The curvature along the remainder is not known. Taking it as the lowest eigenvalue known of makes this a power step with
     just the shift that a negative eigenvalue asks for; with one product a refresh it is all the progress there is.
     """
-    return math.tan(0.5 * math.atan2(2 * coupling, value - lowest))
+    return math.tan(0.5 * math.atan2(2 * coupling, search.value - search.lowest))
 
 
 def _combination(basis: list[Vector], coordinates: list[float]) -> Vector:

@@ -80,17 +80,15 @@ def _numbers(entry: dict[str, Any]) -> dict[str, float]:
     missing = {STEP, SEED} - ours.keys()
     if missing:
         raise ValueError(f"the optimizer's checkpoint is damaged: {PREFIX}{missing.pop()} is missing")
-    return {name: float(value) for name, value in ours.items() if value.dim() == 0}
+    return {name: float(value) for name, value in ours.items() if isinstance(value, Tensor) and value.dim() == 0}
 
 
 def _vector(name: str, entries: list[dict[str, Any]], like: Vector) -> Vector:
     found: Vector = []
     for i, (entry, t) in enumerate(zip(entries, like, strict=True)):
         saved = entry.get(PREFIX + name)
-        if t is None or saved is None or saved.shape != t.shape:
-            raise ValueError(
-                f"the optimizer's checkpoint does not fit: {PREFIX}{name} of parameter {i} is "
-                f"{'missing' if saved is None else f'of shape {tuple(saved.shape)}'}"
-            )
+        if t is None or not isinstance(saved, Tensor) or saved.shape != t.shape:
+            what = f"of shape {tuple(saved.shape)}" if isinstance(saved, Tensor) else f"{saved!r}"
+            raise ValueError(f"the optimizer's checkpoint does not fit: {PREFIX}{name} of parameter {i} is {what}")
         found.append(saved.to(t.device, t.dtype, copy=True))
     return found

@@ -99,6 +99,7 @@ class SharpnessAware(Optimizer):
         if parts is not None:
             positive_integer("parts", parts)
         checks.each(each, parts, self.method)
+        self._forget()
         self._step = self._new_step(checks.scaler(scaler), parts or 1, each)
         dialogue = self._run(self._step)
         self._dialogue = weakref.ref(dialogue)
@@ -258,9 +259,10 @@ class SharpnessAware(Optimizer):
         was_open = self._is_open()
         if was_open:
             cast(Generator[Pass], cast(Any, self._dialogue)()).close()
-        if self._step is not None and self._outcome is None:
-            self._step.abort()
-        self._forget()
+        if self._outcome is None:
+            if self._step is not None:
+                self._step.abort()
+            self._forget()
         return was_open
 
     def _forget(self) -> None:

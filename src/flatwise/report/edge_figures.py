@@ -61,17 +61,13 @@ def _figure(panel: Panel, style: Style, span: tuple[float, float]) -> Figure:
 
 
 def _ceiling_label(panel: Panel) -> Sequence[Json]:
-    """ "2/lr = 10", at the left end above its line, where no top eigenvalue has risen yet."""
+    """ "2/lr = 10", at the left end of its line, on the side where the top eigenvalue does not start."""
     levels = [value for value in panel.ceiling.values if value > 0]
     if not levels:
         return []
-    name = "2/lr" if panel.edge else "its edge 2/lr"
-    place = {
-        "x": 0.02,
-        "xref": "paper",
-        "xanchor": "left",
-        "y": math.log10(levels[0]),
-        "yref": "y",
-        "yanchor": "bottom",
-    }
-    return [place | {"text": f"{name} = {levels[0]:.3g}", "showarrow": False, "font": {"size": 12}}]
+    starts_above = panel.eigenvalue.values[:1] > levels[:1]
+    text = f"{'2/lr' if panel.edge else 'its edge 2/lr'} = {levels[0]:.3g}"
+    place = {"x": 0.02, "xref": "paper", "xanchor": "left", "y": math.log10(levels[0]), "yref": "y"}
+    return [
+        place | {"yanchor": "top" if starts_above else "bottom", "text": text, "showarrow": False, "font": {"size": 12}}
+    ]

@@ -72,7 +72,7 @@ def _eigenvalue(study: Study, styles: Mapping[str, Style]) -> Figure:
     log = _wants_log(study, "top_eigenvalue")
     lines = _lines(study, styles, "top_eigenvalue", log=log)
     return _figure(
-        "eigenvalue", "Top eigenvalue of the Hessian", _log_caption(log), study, lines, "top eigenvalue", log
+        "eigenvalue", "Top eigenvalue of the Hessian", _log_caption(study, log), study, lines, "top eigenvalue", log
     )
 
 
@@ -92,7 +92,7 @@ def _alignment(study: Study, styles: Mapping[str, Style]) -> Figure:
 def _loss(study: Study, styles: Mapping[str, Style]) -> Figure:
     log = _wants_log(study, "train_loss")
     lines = _lines(study, styles, "train_loss", log=log)
-    return _figure("loss", "Training loss", _log_caption(log), study, lines, "training loss", log)
+    return _figure("loss", "Training loss", _log_caption(study, log), study, lines, "training loss", log)
 
 
 def _lines(
@@ -107,8 +107,8 @@ def _wants_log(study: Study, key: str) -> bool:
     return wants_log(values)
 
 
-def _log_caption(log: bool) -> str:
-    return "Logarithmic axis, geometric mean over seeds." if log else ""
+def _log_caption(study: Study, log: bool) -> str:
+    return f"Logarithmic axis{', geometric mean over seeds' if study.seeds > 1 else ''}." if log else ""
 
 
 # --- one figure -------------------------------------------------------------------------------------------------------

@@ -55,6 +55,8 @@ def render(study: Study) -> str:
         edge_style=EDGE,
         ceiling_style=CEILING,
         arms=study.arms,
+        seeds=study.seeds,
+        edge_seeds=edge.seeds if edge else 0,
         main=main,
         panels=panels,
         losses=losses,

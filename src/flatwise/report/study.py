@@ -90,6 +90,11 @@ class Study:
         return next(arm for arm in self.arms if arm.name == name)
 
     @property
+    def seeds(self) -> int:
+        """The largest number of runs of an arm."""
+        return max(len(arm.trials) for arm in self.arms)
+
+    @property
     def trials(self) -> list[Trial]:
         """All runs of all arms."""
         return [trial for arm in self.arms for trial in arm.trials]

@@ -102,9 +102,13 @@ def table(folder: str | Path) -> Table:
 
 def study_table(study: Study) -> Table:
     """The numbers of a study that was read already; those of its edge study are among them."""
-    columns = [q for q in QUANTITIES if any(mean_interval(arm.by_seed(q.key).values()).n for arm in study.arms)]
+    quantities = QUANTITIES[
+        study.kind == "edge" :
+    ]  # the test accuracy, which comes first, is not what an edge is about
+    columns = [q for q in quantities if any(mean_interval(arm.by_seed(q.key).values()).n for arm in study.arms)]
     rows = [_row(arm, columns) for arm in study.arms]
-    pairs = [(q.heading, _difference_rows(study, q)) for q in (TEST_ACCURACY, TOP_EIGENVALUE)]
+    compared = () if study.kind == "edge" else (TEST_ACCURACY, TOP_EIGENVALUE)
+    pairs = [(q.heading, _difference_rows(study, q)) for q in compared]
     results = [result for part in (study, study.edge) if part for result in edge_results(part)]
     edges = [_edge_row(result, found) for result in results for found in result.ratios]
     return Table(study.title, summary(study), columns, rows, [p for p in pairs if p[1]], edges, notices(study))
@@ -118,7 +122,7 @@ def _seeds(arm: Arm) -> str:
     finished, planned = len(arm.finished), len(arm.trials)
     if finished < planned:
         return f"{finished} of {planned} seeds finished"
-    return "1 seed" if planned == 1 else f"{planned} seeds"
+    return "1 seed, no interval" if planned == 1 else f"{planned} seeds"
 
 
 def _cell(arm: Arm, quantity: Quantity) -> Cell:
@@ -129,10 +133,8 @@ def _cell(arm: Arm, quantity: Quantity) -> Cell:
 
 
 def _note(interval: Interval) -> str:
-    """Said next to a mean that leaves seeds out, or that has no interval."""
-    if interval.excluded:
-        return f"{interval.n} of {interval.n + interval.excluded} seeds"
-    return "one seed" if interval.n == 1 else ""
+    """Said next to a mean that leaves seeds out."""
+    return f"{interval.n} of {interval.n + interval.excluded} seeds" if interval.excluded else ""
 
 
 def _difference_note(interval: Interval) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -93,8 +92,8 @@ def _train(config: TrainConfig, out: Path, progress: Progress) -> Run:
                 session.record(step, step / batches.per_epoch, lr, measurement)
 
             # A loss that is no number ends the run; what it was until then stays.
-            if not math.isfinite(optimizer.diagnostics["loss"]):
-                return session.diverged(step)
+            if reason := session.failure(step):
+                return session.diverged(step, reason)
 
             # From here the run can be continued, whatever happens to this process.
             if schedule.saves(step + 1) or interruption.received:

@@ -26,6 +26,9 @@ FINAL = {
 }
 """Measurements at the end of a run that are final numbers, and their names there."""
 
+HOPELESS = 10
+"""So many skipped steps in a row end a run: the weights no longer change, and nothing else will come."""
+
 
 @dataclass
 class Session:
@@ -88,6 +91,9 @@ class Session:
     def count(self, seconds: float) -> None:
         """Take the step just made into the counts and means."""
         numbers = self.optimizer.diagnostics
+        was_skipped = numbers["skipped"] > self.tally.total("skipped")
+        self.tally.count("skipped", was_skipped)
+        self.tally.count("skipped_in_a_row", 1 if was_skipped else -self.tally.total("skipped_in_a_row"))
         self.tally.count("seconds", seconds)
         self.tally.count("evaluations", numbers["evaluations"])
         if math.isfinite(numbers["displacement_norm"]):
@@ -110,9 +116,17 @@ class Session:
         self.run.finish("finished", {"steps": step, **final, **self.tally.means(), **self._counts()})
         return self.run
 
-    def diverged(self, step: int) -> Run:
-        """End the run at a loss that is no number."""
-        reason = f"the training loss became {self.optimizer.diagnostics['loss']} at step {step}"
+    def failure(self, step: int) -> str | None:
+        """Why the run cannot go on after this step; None when it can."""
+        loss = self.optimizer.diagnostics["loss"]
+        if not math.isfinite(loss):
+            return f"the training loss became {loss} at step {step}"
+        if self.tally.total("skipped_in_a_row") >= HOPELESS:
+            return f"{HOPELESS} steps in a row could not be taken until step {step}: their gradients were not finite"
+        return None
+
+    def diverged(self, step: int, reason: str) -> Run:
+        """End the run where it cannot go on."""
         self.run.finish("diverged", {"steps": step, "reason": reason, **self.tally.means(), **self._counts()})
         return self.run
 
@@ -120,5 +134,5 @@ class Session:
         return {
             "seconds": self.tally.total("seconds"),
             "evaluations": int(self.tally.total("evaluations")),
-            "skipped": int(self.optimizer.diagnostics["skipped"]),
+            "skipped": int(self.tally.total("skipped")),
         }

@@ -100,7 +100,7 @@ def dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> Tensor:
 def norm(vector: Sequence[Tensor | None]) -> Tensor:
     """The Euclidean norm, a 0-d tensor, accumulated in at least float32 and global over all shards."""
     tensors = present(vector)
-    if not tensors or any(_is_sharded(t) for t in tensors):
+    if not tensors or any(is_sharded(t) for t in tensors):
         return dot(vector, vector).sqrt()
     return torch.linalg.vector_norm(_stack(torch._foreach_norm(tensors, 2, dtype=_widest(tensors))))
 
@@ -168,7 +168,7 @@ def _sum(values: Sequence[Tensor], owners: Sequence[Tensor], like: Sequence[Tens
     if not values:
         first = next(iter(present(like)), None)
         return torch.zeros((), device=None if first is None else first.device)
-    if not any(_is_sharded(t) for t in owners):
+    if not any(is_sharded(t) for t in owners):
         return _stack(values).sum()
     return _sum_over_shards(values, owners)
 
@@ -191,7 +191,7 @@ def _sum_over_shards(values: Sequence[Tensor], owners: Sequence[Tensor]) -> Tens
 
 def _splitting_groups(t: Tensor) -> tuple[Any, ...]:
     """The process groups over which a tensor is split; replicated mesh dimensions hold the same values and do not count."""
-    if not _is_sharded(t):
+    if not is_sharded(t):
         return ()
     sharded = cast("DTensor", t)
     if any(p.is_partial() for p in sharded.placements):
@@ -211,20 +211,20 @@ def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
     return dtype
 
 
-def _is_sharded(t: Tensor) -> bool:
+def is_sharded(t: Tensor) -> bool:
     """Whether `t` is a DTensor, asked without importing the distributed package."""
     return hasattr(t, "device_mesh")
 
 
 def locals_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The part of each tensor that this process holds, sharing its storage: elementwise work needs no communication."""
-    return [cast("DTensor", t).to_local() if _is_sharded(t) else t for t in tensors]
+    return [cast("DTensor", t).to_local() if is_sharded(t) else t for t in tensors]
 
 
 def _normal_like(t: Tensor, seed: int, place: int) -> Tensor:
     generator = torch.Generator().manual_seed((seed * 1_000_003 + place) % 2**63)
     full = torch.randn(t.shape, generator=generator, dtype=_accumulator(t.dtype)).to(t.device, t.dtype)
-    if not _is_sharded(t):
+    if not is_sharded(t):
         return full
     from torch.distributed.tensor import distribute_tensor
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from flatwise.runs import Run, RunWarning
+from flatwise.runs import Run, RunError, RunWarning
 from flatwise.training import Interrupted, TrainConfig, train
 
 CONFIG = TrainConfig(
@@ -85,6 +85,16 @@ def test_a_damaged_line_of_metrics_costs_only_that_line(tmp_path):
     with pytest.warns(RunWarning, match="cut off or damaged"):
         resumed = train(CONFIG, tmp_path / "killed")
     assert_same(resumed, train(CONFIG, tmp_path / "whole"))
+
+
+def test_two_processes_never_train_in_one_folder(tmp_path):
+    def second(done, total):
+        if done == 7:
+            with pytest.raises(RunError, match="another process is training"):
+                train(CONFIG, tmp_path / "run")
+
+    run = train(CONFIG, tmp_path / "run", progress=second)
+    assert_same(run, train(CONFIG, tmp_path / "whole"))
 
 
 def test_two_checkpoints_are_kept(tmp_path):

@@ -24,7 +24,7 @@ SEARCH = 5
 """Products that a warm start takes first, one after the other from its first vector and a random one: the given vectors may
 belong to eigenvalues that are no longer the largest, and their residuals, small from the beginning, would not show it."""
 
-BLEND = 0.03
+BLEND = 0.02
 """The share of the random vector in that one."""
 
 
@@ -65,7 +65,8 @@ def top_eigenpairs(
         operator: symmetric, such as a `hessian`.
         k: how many pairs, 1 to `operator.size`.
         tol: the relative residual, > 0.
-        start: a Vector or several near the eigenvectors that are wanted, such as those of some steps before.
+        start: a Vector or several near the eigenvectors that are wanted, such as those of some steps before. An eigenvector
+            that they miss is found unless it is weak in a random vector and its eigenvalue less than a third above the others.
         max_products: stop, with a warning, after so many products, at least k; by default 50 * (k + 1).
         max_basis: how many Vectors may be held, by default 3 * k + 20. A restart needs up to twice as many.
         seed: of the random start vectors.
@@ -75,9 +76,7 @@ def top_eigenpairs(
         ValueError: an argument out of its range, a start of another shape, or an operator that returns NaN or infinity.
     """
     _check(operator, k, tol)
-    starts = _starts(start, operator.like)
-    if starts:
-        starts[-1] = V.add(V.unit(starts[-1]), V.unit(V.random_like(starts[-1], seed)), BLEND)
+    starts = _starts(start, operator.like, seed)
     block = max(k, len(starts))
     budget = 50 * (k + 1) if max_products is None else max_products
     limit = 3 * block + 20 if max_basis is None else max_basis
@@ -118,11 +117,13 @@ def _complaint(pairs: EigenPairs, tol: float) -> str:
     )
 
 
-def _starts(start: Vector | Sequence[Vector] | None, like: Vector) -> list[Vector]:
+def _starts(start: Vector | Sequence[Vector] | None, like: Vector, seed: int) -> list[Vector]:
+    """The start vectors, the first of them last, with its random part: that is where the search begins."""
     if start is None or len(start) == 0:
         return []
     several = cast("Sequence[Vector]", [start] if _is_vector(start) else start)
-    return [_checked(fitted(v, like, f"start vector {i}")) for i, v in enumerate(several)][::-1]
+    first, *others = [_checked(fitted(v, like, f"start vector {i}")) for i, v in enumerate(several)]
+    return [*others, V.add(V.unit(first), V.unit(V.random_like(first, seed)), BLEND)]
 
 
 def _is_vector(start: Vector | Sequence[Vector]) -> bool:

@@ -39,3 +39,18 @@ LOCAL_NEEDS_DDP = (
     "perturb='local' needs model to be a DistributedDataParallel: only there is a gradient per rank to be had before "
     "it is averaged. Use perturb='global', or wrap the model in DistributedDataParallel."
 )
+
+UNEQUAL_WAITING = (
+    "micro-batches under no_sync add up in .grad before they can be weighted, so p.record needs the same weight for all of them; "
+    "use p.backward(loss, weight), which weights the loss first"
+)
+
+NEVER_SYNCHRONISED = (
+    "the last micro-batch of this pass ran under no_sync, so its gradient was never averaged over ranks: "
+    "run the last one outside no_sync"
+)
+
+CLOSURE_WITHOUT_SYNC = (
+    "a closure in a list ran under no_sync: the next one may zero its gradient before it was averaged over ranks. "
+    "Let every closure synchronise, or drive the step by passes() and p.backward."
+)

@@ -12,6 +12,7 @@ from torch import Tensor
 from flatwise import vectors as V
 from flatwise.methods import At, Evaluation
 from flatwise.optim import messages
+from flatwise.optim.replicas import Replicas
 from flatwise.vectors import Vector
 
 
@@ -24,16 +25,18 @@ class Pass:
         part: the part of the batch to evaluate, counted from 0, when `passes(parts=...)` was asked for; else 0.
     """
 
-    def __init__(self, at: At, part: int, parameters: list[Tensor], scaler: Any) -> None:
+    def __init__(self, at: At, part: int, parameters: list[Tensor], replicas: Replicas, scaler: Any) -> None:
         self.at_weights = at.vector is None
         self.is_probe = at.probe
         self.part = part
         self._parameters = parameters
+        self._replicas = replicas
         self._scaler = scaler
         self._loss: Tensor | float = 0.0
         self._taken: Vector | None = None
         self._weight = 0.0
         self._accumulating = False
+        self._waiting: list[float] = []
         self._open = True
 
     def backward(self, loss: Tensor, weight: float = 1.0) -> None:
@@ -57,19 +60,35 @@ class Pass:
     def record(self, loss: Tensor, weight: float = 1.0) -> None:
         """Take note of a micro-batch on which something else ran backward (Accelerate, Fabric, a closure).
 
+        Its gradient is found in `.grad`: of the loss as it is, without the weight, and times the scale where there is a scaler.
+        Micro-batches under DDP's `no_sync` wait there for the one that synchronises, and must have the same weight.
+
         Args:
-            loss: its mean loss; the gradient is found in `.grad`.
+            loss: its mean loss.
             weight: > 0, for micro-batches of unequal size.
         """
         self._check(loss, weight)
         if self._accumulating:
             raise RuntimeError("one pass was driven by both p.backward and p.record; use one of them")
-        self._take(weight)
+        if any(weight != other for other in self._waiting):
+            raise ValueError(messages.UNEQUAL_WAITING)
+        if self._replicas.synchronised():
+            self._take(weight)
+            self._waiting = []
+        else:
+            self._waiting.append(weight)
         self._count(loss, weight)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the gradient in `.grad` is still this rank's own."""
+        return not self._replicas.synchronised()
 
     def evaluation(self, repeatable: bool) -> Evaluation:
         """Close the pass: the weighted means over its calls, without the scaler's factor."""
         self._open = False
+        if self._weight and self.is_waiting:
+            raise ValueError(messages.NEVER_SYNCHRONISED)
         if self._accumulating:
             self._take(1.0)
         gradient = self._taken if self._taken is not None else []

@@ -42,6 +42,10 @@ class Replicas:
         """Whether gradients are views into DDP's buckets, which the next backward overwrites."""
         return self._ddp is not None and bool(self._ddp.gradient_as_bucket_view)
 
+    def synchronised(self) -> bool:
+        """Whether the last forward and backward averaged over ranks, or need not have."""
+        return self.local or self._ddp is None or bool(self._ddp.require_forward_param_sync)
+
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a per-rank number over all replicas."""
         for group in self._groups:

@@ -127,6 +127,8 @@ class SharpnessAware(Optimizer):
         for p in self.passes(parts=len(closures)):
             with torch.enable_grad():
                 loss = closures[p.part]()
+            if len(closures) > 1 and p.is_waiting:
+                raise ValueError(messages.CLOSURE_WITHOUT_SYNC)
             p.record(checks.loss(loss))
         loss = self._concluded().loss
         self._finish()

@@ -187,7 +187,10 @@ class Stage:
 
 
 class _KnownNorm:
-    """The norm of one vector, known again only while its very tensors are unchanged. Keeps none of them alive."""
+    """The norm of one vector, known again only while its very tensors are unchanged. Keeps none of them alive.
+
+    A sharded tensor does not tell when it was written into, so it is never known again.
+    """
 
     def __init__(self) -> None:
         self._marks: list[tuple[weakref.ref[Tensor], int] | None] = []
@@ -200,7 +203,7 @@ class _KnownNorm:
         return self._norm
 
     def _same(self, vector: Vector) -> bool:
-        return all(
+        return not any(V.is_sharded(t) for t in V.present(vector)) and all(
             t is mark if t is None or mark is None else mark[0]() is t and mark[1] == t._version
             for t, mark in zip(vector, self._marks, strict=True)
         )

@@ -109,7 +109,7 @@ class Step:
             return finished.direction
 
     def _evaluate(self, stage: Stage, at: At, parts: list[int]) -> Generator[Pass, None, Evaluation]:
-        p = Pass(at, parts[0], stage.parameters, self.scaler)
+        p = Pass(at, parts[0], stage.parameters, self.replicas, self.scaler)
         with stage.visit(p.at_weights, p.is_probe):
             stage.displace(at)
             del at  # what was released to the request need not live through the evaluation

@@ -16,6 +16,7 @@ from flatwise.optim import SharpnessAware
 from flatwise.runs import Run, environment
 from flatwise.tasks import Task, load_data
 from flatwise.training.batches import Batches, chunks
+from flatwise.training.claim import claimed
 from flatwise.training.config import TrainConfig
 from flatwise.training.interruption import Interrupted, Interruption
 from flatwise.training.probes import Probe
@@ -65,7 +66,7 @@ def _train(config: TrainConfig, out: Path, progress: Progress) -> Run:
         return run
     session = Session(run, model, optimizer, probe, Tally())
 
-    with Interruption() as interruption:
+    with claimed(run), Interruption() as interruption:
         for step in range(session.resume(), schedule.total):
             # Measure at the weights that the step starts from.
             lr = schedule.lr(step)

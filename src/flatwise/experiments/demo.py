@@ -29,8 +29,9 @@ SETTINGS = Settings(
     weight_decay=5e-4,
     probe_every=32,
 )
-LR, RHO, STEPS, PROBE_EVERY = 0.2, 0.3, 1500, 50
-GD_LR, GD_STEPS, GD_PROBE_EVERY = 1.0, 600, 20
+# Odd distances between measurements see both sides of the swing, of period two, at the edge.
+LR, RHO, STEPS, PROBE_EVERY = 0.2, 0.3, 1500, 45
+GD_LR, GD_STEPS, GD_PROBE_EVERY = 1.0, 600, 21
 
 
 def comparisons(folder: Path, seeds: int = SEEDS) -> dict[Path, Comparison]:

@@ -23,6 +23,9 @@ SAM_SETTINGS = ((0.2, 0.3), (0.5, 0.1))
 
 GD_RATES = (1.0, 2.0, 4.0)
 SAM_STEPS, GD_STEPS = 1500, 6000
+# At the edge the weights swing with period two, and the gradient norm with them: measuring every so many steps, an odd number,
+# sees both sides of the swing. Even steps alone gave ratios up to 2 % larger than odd ones.
+SAM_PROBES, GD_PROBES = 25, 75
 ARRIVED = 0.9
 """Gradient descent has arrived when its top eigenvalue reaches this share of 2/lr."""
 
@@ -67,12 +70,14 @@ def measure_edges(out: Path, seeds: int = 3, workers: int | None = None) -> list
 def sam_arm(lr: float, rho: float) -> Arm:
     """SAM on the full batch."""
     name = f"sam-lr{lr:g}-rho{rho:g}"
-    return edge_arm(name, f"SAM lr {lr:g} rho {rho:g}", method="sam", lr=lr, rho=rho, steps=SAM_STEPS, probe_every=50)
+    return edge_arm(
+        name, f"SAM lr {lr:g} rho {rho:g}", method="sam", lr=lr, rho=rho, steps=SAM_STEPS, probe_every=SAM_PROBES
+    )
 
 
 def gd_arm(lr: float) -> Arm:
     """Gradient descent on the full batch, long enough to arrive."""
-    return edge_arm(f"gd-lr{lr:g}", f"GD lr {lr:g}", method="sgd", lr=lr, steps=GD_STEPS, probe_every=100)
+    return edge_arm(f"gd-lr{lr:g}", f"GD lr {lr:g}", method="sgd", lr=lr, steps=GD_STEPS, probe_every=GD_PROBES)
 
 
 def ratios_of(run: Run, arm: str) -> Ratios:

@@ -36,11 +36,12 @@ def is_derived(config: TrainConfig, *, full_batch: bool, mode_matters: bool) -> 
     """Whether an edge is derived for this run.
 
     It needs the full batch, measured as it is trained on: all samples, no augmentation, float32, a model that computes the same
-    in training and in evaluation mode; and plain SGD without weight decay, with momentum only where the edge knows it.
+    in training and in evaluation mode; and plain SGD without weight decay. With momentum only gradient descent's is drawn: SAM with
+    momentum settles in cycles well below its edge (see `theory.sam_edge`), which is then no line to follow.
     """
     as_trained = full_batch and config.probe_samples is None and not config.augment and not mode_matters
     plain = config.optimizer == "sgd" and config.weight_decay == 0 and config.precision == "float32"
-    with_momentum = bool(config.momentum) and config.method == "eigen-sam"
+    with_momentum = bool(config.momentum) and config.method != "sgd"
     return as_trained and plain and config.method in _EDGES and not with_momentum
 
 

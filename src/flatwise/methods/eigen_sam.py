@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from flatwise.vectors import Vector
 
 EIGENVECTOR = "eigenvector"
 SAME_IN_EVALUATION = "same_in_evaluation"
-LOWEST, LONGER = "lowest_eigenvalue", "longer_differences"
 
 # The first search starts at the gradient, which lies near the top eigenspaces, with this share of noise against the case of a
 # gradient that has no part in the wanted vector. Later searches start at the vector known, with this share of gradient.
@@ -98,10 +97,10 @@ class EigenSAM(Dialogue):
             start = _mixture(base, _where_present(V.random_like(known, state.seed), base))
         else:
             start = _mixture(_where_present(known, base), base)
-        search = Search(state.numbers.get(LOWEST, 0.0), state.numbers.get(LONGER, 1.0))
+        search = Search.recalled(state.numbers)
         vector = yield from leading_ritz_vector(start, base, state, self.iterations, search)
         state.vectors[EIGENVECTOR] = _zero_where_absent(vector, known)
-        state.numbers |= {LOWEST: search.lowest, LONGER: search.longer}
+        state.numbers |= asdict(search)
         state.notes |= {"rayleigh_quotient": search.value, "eigenvector_residual": search.residual}
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ from flatwise.vectors import Vector
 # What is left of a product after orthogonalisation is rounding when it is less than EXHAUSTED * eps of the product.
 EXHAUSTED = 100.0
 
-# Differences are drowned (by the rounding of half precision, or by the kinks of ReLU between the two points) when the projected
-# matrix is less symmetric than NOISY of its largest eigenvalue; the next refresh then takes twice the length, LONGER at most.
-# Below QUIET the length shrinks again.
-NOISY, QUIET, LONGER = 0.1, 0.03, 4.0
+# Differences that are too short are drowned by the rounding of half precision or by the kinks of ReLU between the two points;
+# where they are too long, third derivatives bend them. How much is too much depends on the network and changes in training, but
+# noise shows: exact products make a symmetric matrix. When the projected matrix misses that by more than NOISY of its largest
+# eigenvalue, the next refresh takes twice the length; by less than QUIET, half of it.
+NOISY, QUIET, LONGEST = 0.35, 0.15, 32.0
 
 
 @dataclass
@@ -29,15 +30,22 @@ class Search:
 
     Attributes:
         lowest: the lowest eigenvalue met, at most 0; the shift of the last step follows it.
-        longer: by how much differences are longer than `difference_length`.
+        longer: by how much differences are longer than `difference_length`; between 1 and LONGEST.
+        asymmetry: of the last projected matrix, relative to its largest eigenvalue.
         value: the Rayleigh quotient of the last Ritz vector.
         residual: the norm of its residual.
     """
 
     lowest: float = 0.0
-    longer: float = 1.0
+    longer: float = 4.0
+    asymmetry: float = 0.0
     value: float = 0.0
     residual: float = 0.0
+
+    @classmethod
+    def recalled(cls, numbers: Mapping[str, float]) -> Search:
+        """As the last refresh left it, from numbers that have been through a checkpoint; anew where there are none."""
+        return cls(**{f.name: numbers[f.name] for f in fields(cls) if f.name in numbers})
 
 
 def leading_ritz_vector(
@@ -109,11 +117,11 @@ def _largest(projected: Tensor, rank: int, search: Search) -> list[float]:
 def _adapt_length(projected: Tensor, couplings: list[float], search: Search) -> None:
     """Orthogonalisation made the lower triangle: the couplings below the diagonal, zeros further down. The upper should match."""
     lower = torch.diag(torch.nan_to_num(torch.tensor(couplings[1:-1], dtype=torch.float64), posinf=0.0), diagonal=1)
-    asymmetry = float((projected.triu(1) - lower).norm())
-    if asymmetry > NOISY * abs(search.value):
-        search.longer = min(2 * search.longer, LONGER)
-    elif asymmetry < QUIET * abs(search.value):
-        search.longer = max(search.longer / 2, 1.0)
+    search.asymmetry = float((projected.triu(1) - lower).norm()) / max(
+        abs(search.value), torch.finfo(torch.float32).tiny
+    )
+    factor = 2.0 if search.asymmetry > NOISY else 0.5 if search.asymmetry < QUIET else 1.0
+    search.longer = min(max(search.longer * factor, 1.0), LONGEST)
 
 
 def _free_step(coupling: float, search: Search) -> float:

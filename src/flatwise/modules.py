@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Mode: TypeAlias = Literal["current", "eval", "train"]
+_Place: TypeAlias = tuple[nn.Module, str, Tensor]
 
 
 class Modes:
@@ -42,9 +43,14 @@ class Buffers:
     Every registered buffer counts, of any module: a list of known BatchNorm classes misses the next custom one.
     """
 
-    def __init__(self, model: nn.Module | None) -> None:
-        self._places = list(_buffer_places(model)) if model is not None else []
+    def __init__(self, model: nn.Module | None, *, places: Iterable[_Place] | None = None) -> None:
+        found = places if places is not None else _buffer_places(model) if model is not None else ()
+        self._places = list(found)
         self._values = [buffer.detach().clone() for _, _, buffer in self._places]
+
+    def again(self) -> Buffers:
+        """The same buffers as they are now."""
+        return Buffers(None, places=[(m, name, _current(m, name, buffer)) for m, name, buffer in self._places])
 
     def restore(self) -> None:
         """Write the saved values into the same storage; a buffer that was replaced is put back."""
@@ -112,7 +118,12 @@ def measuring(model: nn.Module, mode: Mode = "current") -> Generator[None]:
         random.restore()
 
 
-def _buffer_places(model: nn.Module) -> Iterable[tuple[nn.Module, str, Tensor]]:
+def _current(module: nn.Module, name: str, known: Tensor) -> Tensor:
+    buffer = module._buffers.get(name)
+    return known if buffer is None else buffer
+
+
+def _buffer_places(model: nn.Module) -> Iterable[_Place]:
     for module in model.modules():
         for name, buffer in module._buffers.items():
             if buffer is not None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Vector: TypeAlias = list[Tensor | None]
 Scalar: TypeAlias = float | Tensor
 
+_PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def present(vector: Iterable[Tensor | None]) -> list[Tensor]:
     """The tensors of a vector, without its Nones."""
@@ -102,7 +104,9 @@ def norm(vector: Sequence[Tensor | None]) -> Tensor:
     tensors = present(vector)
     if not tensors or any(is_sharded(t) for t in tensors):
         return dot(vector, vector).sqrt()
-    return torch.linalg.vector_norm(_stack(torch._foreach_norm(tensors, 2, dtype=_widest(tensors))))
+    widest = _widest(tensors)
+    narrow = any(t.dtype != widest for t in tensors)
+    return torch.linalg.vector_norm(_stack(torch._foreach_norm(tensors, 2, dtype=widest if narrow else None)))
 
 
 def unit(vector: Sequence[Tensor | None]) -> Vector:
@@ -159,8 +163,13 @@ def _multiplied(tensors: list[Tensor], factor: Any) -> list[Tensor]:
 
 
 def _flat_dot(a: Tensor, b: Tensor) -> Tensor:
-    dtype = _accumulator(torch.promote_types(a.dtype, b.dtype))
-    return torch.dot(a.detach().reshape(-1).to(dtype), b.detach().reshape(-1).to(dtype))
+    dtype = _widest((a, b))
+    return torch.dot(_flat(a, dtype), _flat(b, dtype))
+
+
+def _flat(t: Tensor, dtype: torch.dtype) -> Tensor:
+    flat = (t.detach() if t.requires_grad else t).reshape(-1)
+    return flat if flat.dtype == dtype else flat.to(dtype)
 
 
 def _sum(values: Sequence[Tensor], owners: Sequence[Tensor], like: Sequence[Tensor | None]) -> Tensor:
@@ -200,20 +209,20 @@ def _splitting_groups(t: Tensor) -> tuple[Any, ...]:
 
 
 def _stack(scalars: Sequence[Tensor]) -> Tensor:
-    dtype = _widest(scalars)
-    return torch.stack([s.to(scalars[0].device, dtype) for s in scalars])
+    device, dtype = scalars[0].device, _widest(scalars)
+    return torch.stack([s if s.device == device and s.dtype == dtype else s.to(device, dtype) for s in scalars])
 
 
 def _widest(tensors: Sequence[Tensor]) -> torch.dtype:
     dtype = torch.float32
-    for t in tensors:
-        dtype = torch.promote_types(dtype, t.dtype)
+    for other in {t.dtype for t in tensors}:
+        dtype = torch.promote_types(dtype, other)
     return dtype
 
 
 def is_sharded(t: Tensor) -> bool:
     """Whether `t` is a DTensor, asked without importing the distributed package."""
-    return hasattr(t, "device_mesh")
+    return type(t) not in _PLAIN and hasattr(t, "device_mesh")
 
 
 def locals_of(tensors: Sequence[Tensor]) -> list[Tensor]:

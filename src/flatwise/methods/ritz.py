@@ -74,7 +74,7 @@ def leading_ritz_vector(
         basis.append(V.scale(remainder, V.reciprocal(sizes[-1])))
         remainder = yield from hessian_product(base, basis[-1], length)
         columns.append(torch.stack([V.dot(b, remainder) for b in basis]))
-        sizes.append(_orthogonalise(remainder, basis))
+        sizes.append(_orthogonalise(remainder, basis, columns[-1]))
     projected, couplings = _on_host(columns), torch.stack(sizes).double().tolist()
     coordinates = _largest(projected, _rank(couplings), search)
     _adapt_length(projected, couplings, search)
@@ -85,14 +85,12 @@ def leading_ritz_vector(
     return V.unit(vector)
 
 
-def _orthogonalise(vector: Vector, basis: list[Vector]) -> Tensor:
+def _orthogonalise(vector: Vector, basis: list[Vector], coordinates: Tensor) -> Tensor:
     """Take the part along `basis` out of `vector`, in place, and return the norm of the rest: 0 where the space is exhausted."""
-    before = V.norm(vector)
-    for _ in range(2):  # once leaves rounding errors behind
-        for direction in basis:
-            V.add_(vector, direction, -V.dot(direction, vector))
-    after = V.norm(vector)
-    return torch.where(after > EXHAUSTED * V.epsilon(vector) * before, after, torch.zeros_like(after))
+    for direction, coordinate in zip(basis, coordinates):
+        V.add_(vector, direction, -coordinate)
+    rest, along = V.norm(vector), torch.linalg.vector_norm(coordinates)
+    return torch.where(rest > EXHAUSTED * V.epsilon(vector) * along, rest, torch.zeros_like(rest))
 
 
 def _on_host(columns: list[Tensor]) -> Tensor:

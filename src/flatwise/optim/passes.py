@@ -32,7 +32,7 @@ class Pass:
         self._parameters = parameters
         self._replicas = replicas
         self._scaler = scaler
-        self._loss: Tensor | float = 0.0
+        self._loss = torch.zeros(())
         self._taken: Vector | None = None
         self._weight = 0.0
         self._accumulating = False
@@ -97,7 +97,7 @@ class Pass:
             raise ValueError(messages.NO_GRADIENT)
         if self._weight != 1 or self._scaler is not None:
             V.scale_(gradient, self._factor())
-        return Evaluation(torch.as_tensor(self._loss) / self._weight, gradient, repeatable)
+        return Evaluation(self._loss if self._weight == 1 else self._loss / self._weight, gradient, repeatable)
 
     def _check(self, loss: object, weight: float) -> None:
         if not self._open:
@@ -108,7 +108,8 @@ class Pass:
             raise ValueError(f"weight must be finite and above 0, got {weight!r}")
 
     def _count(self, loss: Tensor, weight: float) -> None:
-        self._loss = self._loss + loss.detach().reshape(()) * weight
+        scaled = loss.detach().reshape(()) if weight == 1 else loss.detach().reshape(()) * weight
+        self._loss = scaled if self._weight == 0 else self._loss + scaled
         self._weight += weight
 
     def _take(self, weight: float) -> None:

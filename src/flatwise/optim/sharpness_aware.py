@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from flatwise.methods import Evaluation, Method, State
 from flatwise.methods.checks import positive_integer
 from flatwise.optim import checkpoint, checks, messages
+from flatwise.optim.backup import Backup
 from flatwise.optim.passes import Pass, Passes
 from flatwise.optim.replicas import Perturb, Replicas
 from flatwise.optim.stage import Stage
 from flatwise.optim.step import Step
-from flatwise.vectors import Scalar
 
 Closure = Callable[[], Any]
 
@@ -74,10 +74,9 @@ class SharpnessAware(Optimizer):
         self.model = model
         self.fresh_noise = fresh_noise
         self._replicas = Replicas(model, self._parameters(), perturb)
-        self._forget()
+        self._reset()
         self._memory: State | None = None
         self._skipped = 0
-        self._diagnostics: dict[str, Scalar] = {}
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
@@ -146,7 +145,8 @@ class SharpnessAware(Optimizer):
 
         Reading them waits for the device.
         """
-        return {name: float(value) for name, value in self._diagnostics.items()} | {"skipped": float(self._skipped)}
+        numbers = self._last.diagnostics() if self._last is not None else {}
+        return numbers | {"skipped": float(self._skipped)}
 
     # --- what every torch optimizer has -------------------------------------------------------------------------------
 
@@ -197,23 +197,13 @@ class SharpnessAware(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: everything but the dialogue of the moment."""
         self._restore()
-        kept = (
-            "base",
-            "defaults",
-            "method",
-            "model",
-            "fresh_noise",
-            "_replicas",
-            "_memory",
-            "_skipped",
-            "_diagnostics",
-        )
+        kept = ("base", "defaults", "method", "model", "fresh_noise", "_replicas", "_memory", "_skipped")
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle."""
         super().__setstate__(state)
-        self._forget()
+        self._reset()
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -233,7 +223,7 @@ class SharpnessAware(Optimizer):
         ratios = checks.ratios(self.param_groups, self.method)
 
         def stage() -> Stage:
-            return Stage(parameters, ratios, self.model, self._replicas, self.fresh_noise)
+            return Stage(parameters, ratios, self.model, self._replicas, self._backup, self.fresh_noise)
 
         return Step(
             self.method, lambda: self._working_state(parameters, ratios), stage, self._replicas, scaler, parts, each
@@ -249,7 +239,7 @@ class SharpnessAware(Optimizer):
     def _run(self, step: Step) -> Generator[Pass]:
         yield from step.run()
         self._outcome = step
-        self._diagnostics = step.diagnostics()
+        self._last = step
         self._skipped += not step.finite
 
     def _is_open(self) -> bool:
@@ -266,6 +256,11 @@ class SharpnessAware(Optimizer):
                 self._step.abort()
             self._forget()
         return was_open
+
+    def _reset(self) -> None:
+        self._backup = Backup()
+        self._last: Step | None = None
+        self._forget()
 
     def _forget(self) -> None:
         self._dialogue: weakref.ref[Generator[Pass]] | None = None
@@ -287,7 +282,7 @@ class SharpnessAware(Optimizer):
 
     def _commit(self, state: State) -> None:
         state.step += 1
-        state.weights, state.perturbed, state.notes = [], [], {}
+        state.weights, state.perturbed = [], []
         self._memory = state
 
     def _step_alone(self) -> None:

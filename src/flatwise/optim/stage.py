@@ -13,12 +13,19 @@ from flatwise import modules
 from flatwise import vectors as V
 from flatwise.methods import At, Evaluation
 from flatwise.modules import Buffers, Modes, RandomState
+from flatwise.optim.backup import Backup
 from flatwise.optim.replicas import Replicas
 from flatwise.vectors import Vector
 
 
 class Stage:
-    """One dialogue's surroundings. `close` may be called at any time, also twice, and always leaves the weights exact."""
+    """One dialogue's surroundings. `close` may be called at any time, also twice, and always leaves the weights exact.
+
+    Attributes:
+        displacement_norm: of the last place that was no probe.
+        last_counts: whether the last evaluation is the one whose loss is the step's, and in which buffers advanced.
+        repeatable: whether the first evaluation drew no random numbers and was the same on all replicas.
+    """
 
     def __init__(
         self,
@@ -26,6 +33,7 @@ class Stage:
         ratios: Sequence[float],
         model: nn.Module | None,
         replicas: Replicas,
+        backup: Backup,
         fresh_noise: bool,
     ) -> None:
         self.parameters = parameters
@@ -34,16 +42,15 @@ class Stage:
         self.replicas = replicas
         self.fresh_noise = fresh_noise
         self.buffers_before = Buffers(model)
+        self.last_counts = False
+        self.repeatable = False
+        self._backup = backup
+        self._devices = modules.devices(parameters)
         self.displacement_norm: Tensor | float = 0.0
-        self.last_counts = (
-            False  # whether the last evaluation is the one whose loss is the step's, and buffers advanced in it
-        )
         self._buffers_after: Buffers | None = None
         self._advanced_at_weights = False
-        self._random_before = RandomState(modules.devices(parameters))
+        self._random_before = RandomState(self._devices)
         self._random_after: RandomState | None = None
-        self._backup: Vector = [None] * len(parameters)
-        self._moved = False
         self._closed = False
         self._last = _KnownNorm()
 
@@ -65,20 +72,15 @@ class Stage:
         """Move the weights there, in place; leaving `visit` moves them back."""
         if at.vector is None:
             return
-        vector = V.restrict(at.vector, [r > 0 for r in self.ratios]) if at.normalised else at.vector
+        restricted = at.normalised and not all(self.ratios)
+        vector = V.restrict(at.vector, [r > 0 for r in self.ratios]) if restricted else at.vector
         norm = self._last.of(vector)
         factor = at.length * V.reciprocal(norm) if at.normalised else at.length
-        self._back_up(vector)
-        self._moved = True
+        self._backup.save(self.parameters, vector)
         self._add(vector, factor, at.normalised)
         self.replicas.reshard()
         if not at.probe:
             self.displacement_norm = self._length_of(vector, norm, factor, at.normalised)
-
-    def repeatable(self) -> bool:
-        """Whether the evaluation just made drew no random numbers and was the same on all replicas."""
-        drew = self._random_after is not None and self._random_before != self._random_after
-        return not drew and not self.replicas.local
 
     def remember_norm(self, evaluation: Evaluation) -> Tensor:
         """The norm of an evaluation's gradient; a request along that very gradient will not compute it again."""
@@ -99,7 +101,7 @@ class Stage:
         if self._closed:
             return
         self._return()
-        self._backup = [None] * len(self.parameters)
+        self._backup.forget()
         if not succeeded:
             self.buffers_before.restore()
         if self._random_after is not None:
@@ -108,32 +110,25 @@ class Stage:
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
-    def _back_up(self, vector: Vector) -> None:
-        """Copy what is about to move, once a dialogue: every later restoration is from the same copy, so nothing drifts."""
-        for i, (p, v) in enumerate(zip(self.parameters, vector, strict=True)):
-            if v is not None and self._backup[i] is None:
-                self._backup[i] = p.detach().clone()
-
     def _add(self, vector: Vector, factor: Tensor | float, by_group: bool) -> None:
-        for ratio in self._distinct_ratios() if by_group else [1.0]:
-            part = V.restrict(vector, [r == ratio for r in self.ratios]) if by_group else vector
-            V.add_(self.parameters, part, factor * ratio)
+        ratios = self._distinct_ratios() if by_group else [1.0]
+        for ratio in ratios:
+            part = V.restrict(vector, [r == ratio for r in self.ratios]) if len(ratios) > 1 else vector
+            V.add_(self.parameters, part, factor if ratio == 1 else factor * ratio)
 
     def _length_of(self, vector: Vector, norm: Tensor, factor: Tensor | float, by_group: bool) -> Tensor:
         ratios = self._distinct_ratios() if by_group else [1.0]
-        if len(ratios) <= 1:
-            return (norm * factor * sum(ratios)).abs()
+        if ratios in ([], [1.0]):
+            return norm * factor
         parts = [V.norm(V.restrict(vector, [r == ratio for r in self.ratios])) * ratio for ratio in ratios]
-        return (torch.linalg.vector_norm(torch.stack(parts)) * factor).abs()
+        return torch.linalg.vector_norm(torch.stack(parts)) * factor
 
     def _distinct_ratios(self) -> list[float]:
         return sorted({r for r in self.ratios if r > 0})
 
     @torch.no_grad()
     def _return(self) -> None:
-        if self._moved:
-            V.copy_(self.parameters, self._backup)
-            self._moved = False
+        if self._backup.restore():
             self.replicas.reshard()
 
     # --- modes, buffers, random numbers, synchronisation --------------------------------------------------------------
@@ -170,7 +165,7 @@ class Stage:
         if buffers is not None:
             buffers.restore()
             return
-        self._buffers_after = Buffers(self.model)
+        self._buffers_after = self.buffers_before.again()
         self._advanced_at_weights = at_weights
 
     def _replay_random(self) -> None:
@@ -183,7 +178,8 @@ class Stage:
 
     def _settle_random(self) -> None:
         if self._random_after is None:
-            self._random_after = RandomState(modules.devices(self.parameters))
+            self._random_after = RandomState(self._devices)
+            self.repeatable = not self.replicas.local and self._random_before == self._random_after
 
 
 class _KnownNorm:

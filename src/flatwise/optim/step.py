@@ -50,7 +50,7 @@ class Step:
         self._new_state = state
         self._new_stage = stage
         self._stage: Stage | None = None
-        self._finite: Tensor | bool = True
+        self._checks: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
         self._displacements: list[Scalar] = []
@@ -72,15 +72,16 @@ class Step:
             self._stage.close(succeeded=False)
             self._stage = None
 
-    def diagnostics(self) -> dict[str, Scalar]:
-        """The numbers of this step; tensors are left on their device."""
-        numbers: dict[str, Scalar] = {"loss": self.loss, "evaluations": float(self.evaluations)}
-        if self._norms:
-            numbers["gradient_norm"] = torch.stack(self._norms).mean()
-        numbers["displacement_norm"] = sum(torch.as_tensor(d) for d in self._displacements) / max(
-            len(self._displacements), 1
-        )
-        return numbers | (self.states[0].notes if self.states else {})
+    def diagnostics(self) -> dict[str, float]:
+        """The numbers of this step; reading them waits for the device."""
+        moved = [abs(float(d)) for d in self._displacements]
+        numbers: dict[str, Scalar] = {
+            "loss": self.loss,
+            "gradient_norm": torch.stack(self._norms).mean(),
+            "displacement_norm": sum(moved) / len(moved),
+            "evaluations": self.evaluations,
+        }
+        return {name: float(value) for name, value in (numbers | self.states[0].notes).items()}
 
     # --- the dialogue -------------------------------------------------------------------------------------------------
 
@@ -121,10 +122,10 @@ class Step:
 
     @torch.no_grad()
     def _evaluated(self, stage: Stage, p: Pass) -> Evaluation:
-        evaluation = self._reduced(p.evaluation(stage.repeatable()))
+        evaluation = self._reduced(p.evaluation(stage.repeatable))
         norm = stage.remember_norm(evaluation)
         self.evaluations += 1
-        self._finite = self._finite & torch.isfinite(norm) & torch.isfinite(evaluation.loss).to(norm.device)
+        self._checks.append(norm + evaluation.loss.to(norm.device))  # finite where both are
         if stage.last_counts:
             self._losses[-1], self._norms[-1] = evaluation.loss, norm
         return evaluation
@@ -147,14 +148,13 @@ class Step:
     def _conclude(self, direction: Vector, first: Stage) -> None:
         if len(self.rounds) > 1:
             V.scale_(direction, 1 / len(self.rounds))
-        self.loss = torch.stack(self._losses).mean()
+        self.loss = self._losses[0] if len(self._losses) == 1 else torch.stack(self._losses).mean()
+        finite = torch.isfinite(torch.stack(self._checks)).all()
         if self.replicas.local:
             self.replicas.average_(direction)
-            self.loss, agreed = self.replicas.mean(
-                torch.stack([self.loss, torch.as_tensor(self._finite).to(self.loss)])
-            )
-            self._finite = agreed == 1
-        self.finite = bool(self._finite)
+            self.loss, agreed = self.replicas.mean(torch.stack([self.loss, finite.to(self.loss)]))
+            finite = agreed == 1
+        self.finite = bool(finite)
         if not self.finite:
             first.buffers_before.restore()
         self._stage = None

@@ -36,8 +36,8 @@ def is_derived(config: TrainConfig, *, full_batch: bool, mode_matters: bool) -> 
     """Whether an edge is derived for this run.
 
     It needs the full batch, measured as it is trained on: all samples, no augmentation, float32, a model that computes the same
-    in training and in evaluation mode; and plain SGD without weight decay. With momentum only gradient descent's is drawn: SAM with
-    momentum settles in cycles well below its edge (see `theory.sam_edge`), which is then no line to follow.
+    in training and in evaluation mode; and plain SGD without weight decay. With momentum only gradient descent's is drawn: SAM
+    then settles in cycles well below its edge (see `theory.sam_edge`), which is no line to follow.
     """
     as_trained = full_batch and config.probe_samples is None and not config.augment and not mode_matters
     plain = config.optimizer == "sgd" and config.weight_decay == 0 and config.precision == "float32"

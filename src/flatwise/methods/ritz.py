@@ -89,6 +89,8 @@ def _orthogonalise(vector: Vector, basis: list[Vector], coordinates: Tensor) -> 
     """Take the part along `basis` out of `vector`, in place, and return the norm of the rest: 0 where the space is exhausted."""
     for direction, coordinate in zip(basis, coordinates):
         V.add_(vector, direction, -coordinate)
+    for direction in basis:  # once leaves rounding errors behind
+        V.add_(vector, direction, -V.dot(direction, vector))
     rest, along = V.norm(vector), torch.linalg.vector_norm(coordinates)
     return torch.where(rest > EXHAUSTED * V.epsilon(vector) * along, rest, torch.zeros_like(rest))
 

@@ -74,13 +74,12 @@ class Stage:
             return
         restricted = at.normalised and not all(self.ratios)
         vector = V.restrict(at.vector, [r > 0 for r in self.ratios]) if restricted else at.vector
-        norm = self._last.of(vector)
-        factor = at.length * V.reciprocal(norm) if at.normalised else at.length
+        factor = at.length * V.reciprocal(self._last.of(vector)) if at.normalised else at.length
         self._backup.save(self.parameters, vector)
         self._add(vector, factor, at.normalised)
         self.replicas.reshard()
         if not at.probe:
-            self.displacement_norm = self._length_of(vector, norm, factor, at.normalised)
+            self.displacement_norm = self._length_of(vector, factor, at.normalised)
 
     def remember_norm(self, evaluation: Evaluation) -> Tensor:
         """The norm of an evaluation's gradient; a request along that very gradient will not compute it again."""
@@ -116,10 +115,10 @@ class Stage:
             part = V.restrict(vector, [r == ratio for r in self.ratios]) if len(ratios) > 1 else vector
             V.add_(self.parameters, part, factor if ratio == 1 else factor * ratio)
 
-    def _length_of(self, vector: Vector, norm: Tensor, factor: Tensor | float, by_group: bool) -> Tensor:
+    def _length_of(self, vector: Vector, factor: Tensor | float, by_group: bool) -> Tensor:
         ratios = self._distinct_ratios() if by_group else [1.0]
         if ratios in ([], [1.0]):
-            return norm * factor
+            return self._last.of(vector) * factor
         parts = [V.norm(V.restrict(vector, [r == ratio for r in self.ratios])) * ratio for ratio in ratios]
         return torch.linalg.vector_norm(torch.stack(parts)) * factor
 

@@ -96,7 +96,7 @@ class Step:
             succeeded = True
         finally:
             stage.close(succeeded)
-        self.states.append(state)
+        self.states = self.states or [state]  # the first dialogue's is the one that is committed
         self._displacements.append(stage.displacement_norm)
         return direction
 

@@ -22,13 +22,13 @@ RELATIVE = 1.5
 LONGEST = 0.03
 
 
-def difference_length(state: State, base: Vector) -> Tensor:
-    """The length of a difference of gradients that balances truncation against rounding, a 0-d tensor.
+def difference_length(state: State, base: Vector, longer: float = 1.0) -> Tensor:
+    """The length of a difference of gradients that balances truncation against rounding, a 0-d tensor; or `longer` times it.
 
     The weights that count are those with a gradient in `base`: an unused parameter changes nothing for the others.
     """
     norm = V.norm(V.restrict(state.weights, [g is not None for g in base]))
-    relative = min(RELATIVE * math.sqrt(V.epsilon(state.weights)), LONGEST)
+    relative = min(longer * RELATIVE * math.sqrt(V.epsilon(state.weights)), LONGEST)
     return relative * torch.where(norm > 0, norm, torch.ones_like(norm))
 
 

@@ -69,7 +69,7 @@ def leading_ritz_vector(
     basis: list[Vector] = []
     columns: list[Tensor] = []
     sizes = [V.norm(start)]
-    remainder, length = start, difference_length(state, base) * search.longer
+    remainder, length = start, difference_length(state, base, search.longer)
     for _ in range(products):
         basis.append(V.scale(remainder, V.reciprocal(sizes[-1])))
         remainder = yield from hessian_product(base, basis[-1], length)

@@ -41,11 +41,9 @@ def test_modes_give_back_each_modules_own():
     model = network()
     modes = Modes(model)
     before = [m.training for m in model.modules()]
-    assert modes.any_training()
     for training in (True, False):
         modes.set(training)
         assert [m.training for m in model.modules()] == [training] * len(before)
-        assert modes.any_training() is training
     modes.restore()
     assert [m.training for m in model.modules()] == before
 
@@ -81,7 +79,6 @@ def test_random_states_compare_and_restore():
 
 def test_without_a_model_there_is_nothing_to_restore():
     modes, buffers = Modes(None), Buffers(None)
-    assert not modes.any_training()
     modes.set(True)
     modes.restore()
     buffers.restore()

@@ -32,10 +32,6 @@ class Modes:
         for module, _ in self._flags:
             module.training = training
 
-    def any_training(self) -> bool:
-        """Whether some module is in training mode now."""
-        return any(module.training for module, _ in self._flags)
-
 
 class Buffers:
     """The buffers of a model (running statistics, counters), as they were when this was made.

@@ -19,7 +19,7 @@ from optim.problems import (
 )
 from reference import transcriptions
 
-from flatwise import methods
+from flatwise import SharpnessAware, methods
 
 SIZES = (4, 6, 6)
 
@@ -103,3 +103,20 @@ def test_each_without_parts_is_refused():
     with pytest.raises((ValueError, TypeError), match="each"):
         for _ in run.opt.passes(each=True):
             pass
+
+
+def test_an_exception_in_a_later_part_undoes_the_buffers_of_the_parts_before():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3))
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    opt = SharpnessAware(base, methods.SAM(0.1), model=model)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+
+    def step():
+        for p in opt.passes(parts=2, each=True):
+            if p.part == 1:
+                raise KeyError
+            p.backward(model(torch.randn(5, 4)).square().mean())
+
+    with pytest.raises(KeyError):
+        step()
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())

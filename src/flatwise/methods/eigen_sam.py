@@ -36,7 +36,7 @@ class EigenSAM(Dialogue):
     vector, and is part of the checkpoint.
 
     Two evaluations a step. A refresh adds `iterations`, and one for the gradient in evaluation mode unless the first refresh
-    found it equal to the training gradient (no BatchNorm, no dropout). At a refresh the host waits for the device once more.
+    found it equal to the training gradient (no BatchNorm, no dropout). At a refresh the host waits for the device a few times more.
     During a refresh `iterations` vectors are kept.
 
     Args:

@@ -59,10 +59,15 @@ class Step:
         """Yield the passes; afterwards `.grad` holds the direction and `finite` says whether the step may be taken."""
         direction: Vector | None = None
         first: Stage | None = None
-        for parts in self.rounds:
-            found = yield from self._dialogue(parts)
-            direction = found if direction is None else V.add(direction, found)
-            first = first or self._stage
+        try:
+            for parts in self.rounds:
+                found = yield from self._dialogue(parts)
+                direction = found if direction is None else V.add(direction, found)
+                first = first or self._stage
+        except BaseException:  # a dialogue puts back what it changed itself, not what those before it did
+            if first is not None:
+                first.buffers_before.restore()
+            raise
         if direction is not None and first is not None:
             self._conclude(direction, first)
 

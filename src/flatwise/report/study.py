@@ -10,9 +10,9 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
-from flatwise.runs import Run, RunError, RunWarning, read_json
+from flatwise.runs import Run, RunError, RunWarning, read_mapping
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -141,7 +141,7 @@ def read_runs(paths: Sequence[str | Path]) -> Study:
 
 
 def _read_comparison(folder: Path) -> Study:
-    plan = _read_plan(folder / "comparison.json")
+    plan = read_mapping(folder / "comparison.json")
     with _reading() as messages:
         arms = [_read_arm(folder, entry, plan.get("seeds") or []) for entry in plan.get("arms") or []]
     if not arms:
@@ -156,16 +156,6 @@ def _read_comparison(folder: Path) -> Study:
         edge=_read_comparison(edge) if edge and (edge / "comparison.json").is_file() else None,
         warnings=messages,
     )
-
-
-def _read_plan(path: Path) -> dict[str, Any]:
-    try:
-        plan = read_json(path)
-    except ValueError as error:
-        raise RunError(f"{path} is damaged and cannot be read: {error}") from error
-    if not isinstance(plan, dict):
-        raise RunError(f"{path} is damaged: it should hold a mapping, not {type(plan).__name__}")
-    return cast("dict[str, Any]", plan)
 
 
 def _pairs(plan: Record, names: Sequence[str]) -> list[tuple[str, str]]:

@@ -71,7 +71,7 @@ class Run:
         missing = [name for name in (CONFIG, ENVIRONMENT) if not (folder / name).is_file()]
         if missing:
             raise RunError(f"the folder {folder} is no run: it has no {' and no '.join(missing)}")
-        return cls(folder, _read_mapping(folder / CONFIG), _read_mapping(folder / ENVIRONMENT))
+        return cls(folder, read_mapping(folder / CONFIG), read_mapping(folder / ENVIRONMENT))
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a record to the metrics; it is on the disk when this returns."""
@@ -116,7 +116,7 @@ class Run:
         if not mark.exists():
             return {}
         try:
-            return _read_mapping(mark)
+            return read_mapping(mark)
         except RunError as error:
             warnings.warn(f"{error}; the run counts as unfinished", RunWarning, stacklevel=3)
             return {}
@@ -149,7 +149,8 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping that a JSON file holds; RunError where it is damaged."""
     try:
         value = read_json(path)
     except ValueError as error:

@@ -36,8 +36,8 @@ class EigenSAM(Dialogue):
     vector, and is part of the checkpoint.
 
     Two evaluations a step. A refresh adds `iterations`, and one for the gradient in evaluation mode unless the first refresh
-    found it equal to the training gradient (no BatchNorm, no dropout). At a refresh the host waits for the device a few times more.
-    During a refresh `iterations` vectors are kept.
+    found it equal to the training gradient (no BatchNorm, no dropout). At a refresh the host waits for the device
+    a few times more, and `iterations` vectors are kept meanwhile.
 
     Args:
         rho: the radius; >= 0, and 0 is the base optimizer at one evaluation.

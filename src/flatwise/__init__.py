@@ -14,13 +14,28 @@ if TYPE_CHECKING:
     from flatwise import theory as theory
     from flatwise.objective import Objective as Objective
     from flatwise.optim import SharpnessAware as SharpnessAware
+    from flatwise.optim import parameter_groups as parameter_groups
+    from flatwise.optim import schedules as schedules
+    from flatwise.optim import unwrap as unwrap
 
 __version__ = "0.1.0"
 
 _SUBPACKAGES = ("curvature", "methods", "theory")
-_HOMES = {"Objective": "flatwise.objective", "SharpnessAware": "flatwise.optim"}
+_HOMES = {"Objective": "flatwise.objective"} | dict.fromkeys(
+    ("SharpnessAware", "parameter_groups", "schedules", "unwrap"), "flatwise.optim"
+)
 
-__all__ = ["Objective", "SharpnessAware", "__version__", "curvature", "methods", "theory"]
+__all__ = [
+    "Objective",
+    "SharpnessAware",
+    "__version__",
+    "curvature",
+    "methods",
+    "parameter_groups",
+    "schedules",
+    "theory",
+    "unwrap",
+]
 
 
 def __getattr__(name: str) -> Any:

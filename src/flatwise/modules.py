@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -31,6 +32,20 @@ class Modes:
         """Put every module in training or evaluation mode."""
         for module, _ in self._flags:
             module.training = training
+
+    @contextmanager
+    def held(self, training: bool) -> Generator[None]:
+        """Every module in training or evaluation mode, whatever `train()` or `eval()` the body calls; restored afterwards."""
+        self.set(training)
+        own = [vars(m).get("train") for m, _ in self._flags]
+        for module, _ in self._flags:
+            vars(module)["train"] = partial(_unchanged, module)
+        try:
+            yield
+        finally:
+            for (module, _), before in zip(self._flags, own, strict=True):
+                _put_back(module, before)
+            self.restore()
 
 
 class Buffers:
@@ -112,6 +127,19 @@ def measuring(model: nn.Module, mode: Mode = "current") -> Generator[None]:
         modes.restore()
         buffers.restore()
         random.restore()
+
+
+def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:
+    """In place of `module.train` while its mode is held."""
+    del mode
+    return module
+
+
+def _put_back(module: nn.Module, train: Any) -> None:
+    if train is None:
+        del vars(module)["train"]
+    else:
+        vars(module)["train"] = train
 
 
 def _current(module: nn.Module, name: str, known: Tensor) -> Tensor:

@@ -87,6 +87,10 @@ def test_micro_batches_as_closures_may_zero_gradients_or_not(case, zeroing):
 def test_gradients_left_over_from_before_do_not_count(case):
     clean, stale = build(case.method), build(case.method)
     first, *rest = batches(4)
+    loss_of(stale.model, first).backward()
+    with pytest.warns(UserWarning, match="gradients from a backward outside"):
+        step_by_passes(stale, first)
+    step_by_passes(clean, first)
     for batch in rest:
         loss_of(stale.model, first).backward()
         step_by_passes(stale, batch)

@@ -176,3 +176,86 @@ def test_the_scaler_may_be_saved_with_everything_else(base):
         train(r, data[3:], lambda r, b, s=s: step_by_passes(r, b, s))
     assert_same(snapshot(twin), snapshot(run))
     assert first.get_scale() == second.get_scale()
+
+
+@every_method
+def test_a_closure_through_a_scaler_is_refused_with_the_way_out(case):
+    """torch refuses closure=...; passed by position it slips through, and the update would be 65,536 times too large."""
+    run = build(case.method)
+    scaling = scaler()
+    (batch,) = batches(1)
+    scaling.scale(loss_of(run.model, batch)).backward()
+    before = [p.detach().clone() for p in run.params]
+
+    def closure():
+        loss = loss_of(run.model, batch)
+        scaling.scale(loss).backward()
+        return loss
+
+    with pytest.raises(RuntimeError, match=r"for p in optimizer\.passes\(scaler\)"):
+        scaling.step(run.opt, closure)
+    assert_same([p.detach() for p in run.params], before)
+
+
+@pytest.mark.parametrize("bad", [None, 0, 1])
+@every_method
+def test_several_optimizers_on_one_scaler(case, bad):
+    """Each is skipped alone; the scale backs off once if any of them was."""
+    runs, twins = ([build(case.method, base) for base in ("sgd", "adamw")] for _ in range(2))
+    scaling = scaler(2.0**8, growth_interval=100)
+    for step, batch in enumerate(batches(4)):
+        for i, run in enumerate(runs):
+            for p in run.opt.passes(scaling):
+                p.backward(loss_of(run.model, batch) * (float("inf") if step == 2 and i == bad else 1))
+        for run in runs:
+            scaling.unscale_(run.opt)
+            torch.nn.utils.clip_grad_norm_(run.params, 0.5)
+        for run in runs:
+            scaling.step(run.opt)
+        scaling.update()
+        for i, twin in enumerate(twins):
+            if not (step == 2 and i == bad):
+                for p in twin.opt.passes():
+                    p.backward(loss_of(twin.model, batch))
+                torch.nn.utils.clip_grad_norm_(twin.params, 0.5)
+                twin.opt.step()
+    for i, (run, twin) in enumerate(zip(runs, twins)):
+        assert_same([p.detach() for p in run.params], [p.detach() for p in twin.params])
+        assert run.opt.diagnostics["skipped"] == (i == bad)
+    assert scaling.get_scale() == (2.0**8 if bad is None else 2.0**7)
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+@pytest.mark.parametrize("micro", [1, 3])
+@pytest.mark.parametrize("overflows_in", [None, "first", "last"])
+@every_method
+def test_every_combination_of_pass_accumulation_and_clipping(case, overflows_in, micro, clipped):
+    """An overflow in one micro-batch of one pass skips the step and halves the scale; all other steps are unscaled ones."""
+    run, plain = build(case.method, dtype=torch.float64), build(case.method, dtype=torch.float64)
+    scaling = scaler(2.0**6, growth_interval=100)
+    for step, batch in enumerate(batches(4, size=12, dtype=torch.float64)):
+        before = flat(run.params)
+        spoil = overflows_in if step == 2 else None
+        micro_batches = list(zip(batch[0].chunk(micro), batch[1].chunk(micro)))
+        for number, p in enumerate(run.opt.passes(scaling)):
+            for k, part in enumerate(micro_batches):
+                last = run.opt.method != CASES[0].method
+                here = (spoil == "first" and number == 0) or (spoil == "last" and number == int(last))
+                factor = float("inf") if here and k == micro - 1 else 1.0
+                p.backward(loss_of(run.model, part) * factor)
+        if clipped:
+            scaling.unscale_(run.opt)
+            torch.nn.utils.clip_grad_norm_(run.params, 0.1)
+        scaling.step(run.opt)
+        scaling.update()
+        if spoil:
+            assert torch.equal(flat(run.params), before)
+            continue
+        for p in plain.opt.passes():
+            p.backward(loss_of(plain.model, batch))
+        if clipped:
+            torch.nn.utils.clip_grad_norm_(plain.params, 0.1)
+        plain.opt.step()
+    torch.testing.assert_close(flat(run.params), flat(plain.params), rtol=0, atol=1e-6)
+    assert scaling.get_scale() == (2.0**6 if overflows_in is None else 2.0**5)
+    assert run.opt.diagnostics["skipped"] == (overflows_in is not None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from flatwise.optim import schedules
+from flatwise.optim.groups import parameter_groups
 from flatwise.optim.passes import Pass, Passes
 from flatwise.optim.sharpness_aware import SharpnessAware
+from flatwise.optim.unwrapping import unwrap
 
-__all__ = ["Pass", "Passes", "SharpnessAware"]
+__all__ = ["Pass", "Passes", "SharpnessAware", "parameter_groups", "schedules", "unwrap"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -120,3 +123,32 @@ def loss(value: object) -> Tensor:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return torch.tensor(float(value))
     raise TypeError(messages.NO_LOSS.format(value=value))
+
+
+def scheduled(method: Method, factor: float) -> Method:
+    """The method with its rho times what a schedule returned."""
+    non_negative("the factor of rho_schedule", factor)
+    return cast(Method, replace(cast(Any, method), rho=cast(Any, method).rho * factor))
+
+
+def schedule(value: object, method: Method) -> None:
+    """A function of step and learning rate, for a method that has a rho."""
+    if value is None:
+        return
+    if not callable(value):
+        raise TypeError(
+            f"rho_schedule must be one of flatwise.schedules, or a function (step, lr) -> factor, got {value!r}"
+        )
+    if not hasattr(method, "rho"):
+        raise ValueError(f"rho_schedule has no effect: the method {type(method).__name__} has no rho")
+
+
+def not_under_scaler() -> None:
+    """Refuse a closure that came through `GradScaler.step`; wrappers of frameworks and schedulers lie between it and us."""
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(16):
+        if frame is None:
+            return
+        if frame.f_globals.get("__name__") == "torch.amp.grad_scaler":
+            raise RuntimeError(messages.SCALER_WITH_CLOSURE)
+        frame = frame.f_back

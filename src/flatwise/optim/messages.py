@@ -54,3 +54,26 @@ CLOSURE_WITHOUT_SYNC = (
     "a closure in a list ran under no_sync: the next one may zero its gradient before it was averaged over ranks. "
     "Let every closure synchronise, or drive the step by passes() and p.backward."
 )
+
+SCALER_WITH_CLOSURE = """scaler.step(optimizer, closure) cannot be had: the closure runs several times, and each of its gradients
+has to be unscaled with the same scale and checked. Let the optimizer know the scaler:
+
+    for p in optimizer.passes(scaler):
+        p.backward(loss_fn(model(inputs), targets))     # scales the loss itself
+    scaler.step(optimizer)
+    scaler.update()
+"""
+
+LEFT_OVER = (
+    "at the start of this step .grad holds gradients from a backward outside of it. They are dropped: every pass starts with "
+    "cleared gradients. To accumulate micro-batches, run all of them in each pass (several p.backward calls, or "
+    "step([closure, ...])); a backward before step(closure), as older SAM scripts have it, is not needed. To silence this, call "
+    "optimizer.zero_grad() first."
+)
+
+LIGHTNING_ACCUMULATES = (
+    "Lightning accumulates micro-batches outside of this step (accumulate_grad_batches > 1), and its closure runs only the last "
+    "of them: the others would be lost. Set accumulate_grad_batches=1 and use larger batches, or automatic_optimization = False "
+    "and run all micro-batches in each pass: for p in self.optimizers().passes(): for batch in batches: "
+    "loss = ...; self.manual_backward(loss); p.record(loss)"
+)

@@ -16,12 +16,18 @@ from flatwise.methods import Evaluation, Method, State
 from flatwise.methods.checks import positive_integer
 from flatwise.optim import checkpoint, checks, messages
 from flatwise.optim.backup import Backup
+from flatwise.optim.imitations import on_the_real_one
+from flatwise.optim.leftovers import Leftovers
 from flatwise.optim.passes import Pass, Passes
 from flatwise.optim.replicas import Perturb, Replicas
+from flatwise.optim.schedules import RhoSchedule
 from flatwise.optim.stage import Stage
 from flatwise.optim.step import Step
 
 Closure = Callable[[], Any]
+
+# What pickle and deepcopy keep.
+_KEPT = ("base", "defaults", "method", "fresh_noise", "rho_schedule", "_perturb", "_model", "_replicas", "_memory", "_skipped")
 
 
 class SharpnessAware(Optimizer):
@@ -45,6 +51,8 @@ class SharpnessAware(Optimizer):
         model: the module that is trained, wrapped or not; without it buffers, modes, DDP and FSDP2 are not looked after.
         perturb: "global", or "local" for a dialogue per rank under DistributedDataParallel (m-sharpness).
         fresh_noise: draw new random numbers (dropout masks) in later evaluations in place of replaying the first one's.
+        rho_schedule: a factor on every rho, from the steps taken and the first group's learning rate: one of
+            `flatwise.schedules`, or any function `(step, lr) -> factor >= 0`.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be; the message says what to pass.
@@ -60,26 +68,30 @@ class SharpnessAware(Optimizer):
         *,
         perturb: Perturb = "global",
         fresh_noise: bool = False,
+        rho_schedule: RhoSchedule | None = None,
     ) -> None:
         checks.base(base_optimizer, SharpnessAware)
         checks.method(method)
         checks.model(model)
         checks.perturb(perturb, method)
         checks.ratios(base_optimizer.param_groups, method)
+        checks.schedule(rho_schedule, method)
         if model is None:
             warnings.warn(messages.NO_MODEL, UserWarning, stacklevel=2)
         # torch's own constructor would make parameter groups of our own; this sets up what it needs around the base's.
         super().__setstate__({"base": base_optimizer, "defaults": base_optimizer.defaults})
         self.method = method
-        self.model = model
         self.fresh_noise = fresh_noise
-        self._replicas = Replicas(model, self._parameters(), perturb)
+        self.rho_schedule = rho_schedule
+        self._perturb: Perturb = perturb
         self._reset()
+        self._link(model)
         self._memory: State | None = None
         self._skipped = 0
 
     # --- a step -------------------------------------------------------------------------------------------------------
 
+    @on_the_real_one
     def passes(self, scaler: Any = None, parts: int | None = None, each: bool = False) -> Passes:
         """The passes of one step, to iterate over: `for p in optimizer.passes(): p.backward(loss)`.
 
@@ -94,10 +106,14 @@ class SharpnessAware(Optimizer):
         Raises:
             TypeError, ValueError: parts is no positive integer, or each=True without parts or with an adaptive method.
         """
+        return self._begin(scaler, parts, each)
+
+    def _begin(self, scaler: Any, parts: int | None, each: bool, closure: object = None) -> Passes:
         self._restore()
         if parts is not None:
             positive_integer("parts", parts)
         checks.each(each, parts, self.method)
+        self._leftovers.check(self._parameters(), closure)
         self._forget()
         self._step = self._new_step(checks.scaler(scaler), parts or 1, each)
         dialogue = self._run(self._step)
@@ -117,13 +133,15 @@ class SharpnessAware(Optimizer):
 
         Raises:
             ValueError, TypeError: the closure returned no loss or never called backward; the weights are restored.
-            RuntimeError: called without closure for a method that needs passes, or in the midst of them.
+            RuntimeError: called without closure for a method that needs passes, or in the midst of them; or with one through a
+                GradScaler, or by Lightning while it accumulates.
         """
         if closure is None:
             self._finish()
             return None
+        checks.not_under_scaler()
         closures = checks.closures(closure)
-        for p in self.passes(parts=len(closures)):
+        for p in self._begin(None, len(closures), False, closure):
             with torch.enable_grad():
                 loss = closures[p.part]()
             if len(closures) > 1 and p.is_waiting:
@@ -133,6 +151,7 @@ class SharpnessAware(Optimizer):
         self._finish()
         return loss
 
+    @on_the_real_one
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear gradients, and with them the result of passes that no step has used. Closures may call it."""
         if not self._is_open():
@@ -140,6 +159,7 @@ class SharpnessAware(Optimizer):
         self.base.zero_grad(set_to_none)
 
     @property
+    @on_the_real_one
     def diagnostics(self) -> dict[str, float]:
         """Numbers of the last step: loss, gradient_norm, displacement_norm, evaluations, skipped, and the method's own.
 
@@ -147,6 +167,19 @@ class SharpnessAware(Optimizer):
         """
         numbers = self._last.diagnostics() if self._last is not None else {}
         return numbers | {"skipped": float(self._skipped)}
+
+    @property
+    @on_the_real_one
+    def model(self) -> nn.Module | None:
+        """The module that is trained. Set it anew where it was wrapped (DistributedDataParallel) after the optimizer was made."""
+        return self._model
+
+    @model.setter
+    @on_the_real_one
+    def model(self, model: nn.Module | None) -> None:
+        checks.model(model)
+        self._restore()
+        self._link(model)
 
     # --- what every torch optimizer has -------------------------------------------------------------------------------
 
@@ -168,6 +201,7 @@ class SharpnessAware(Optimizer):
     def state(self, state: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.base.state = state
 
+    @on_the_real_one
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer, with a `rho` of its own or without."""
         self._restore()
@@ -177,11 +211,13 @@ class SharpnessAware(Optimizer):
         if known is not None:
             self._memory = checkpoint.extended(known, self._initial())
 
+    @on_the_real_one
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state dict, with the method's state under `flatwise.*` in each parameter's entry."""
         self._restore()
         return checkpoint.merged(self.base.state_dict(), self._remembered(), self._skipped)
 
+    @on_the_real_one
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, or the base optimizer's own state dict (the method then starts anew).
 
@@ -197,7 +233,18 @@ class SharpnessAware(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: everything but the dialogue of the moment."""
         self._restore()
-        kept = ("base", "defaults", "method", "model", "fresh_noise", "_replicas", "_memory", "_skipped")
+        kept = (
+            "base",
+            "defaults",
+            "method",
+            "fresh_noise",
+            "rho_schedule",
+            "_perturb",
+            "_model",
+            "_replicas",
+            "_memory",
+            "_skipped",
+        )
         return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -223,11 +270,18 @@ class SharpnessAware(Optimizer):
         ratios = checks.ratios(self.param_groups, self.method)
 
         def stage() -> Stage:
-            return Stage(parameters, ratios, self.model, self._replicas, self._backup, self.fresh_noise)
+            return Stage(parameters, ratios, self._model, self._replicas, self._backup, self.fresh_noise)
 
-        return Step(
-            self.method, lambda: self._working_state(parameters, ratios), stage, self._replicas, scaler, parts, each
-        )
+        def state() -> State:
+            return self._working_state(parameters, ratios)
+
+        return Step(self._method_now(), state, stage, self._replicas, scaler, parts, each)
+
+    def _method_now(self) -> Method:
+        if self.rho_schedule is None:
+            return self.method
+        lr = float(self.param_groups[0].get("lr", 1.0))
+        return checks.scheduled(self.method, self.rho_schedule(self._remembered().step, lr))
 
     def _working_state(self, parameters: list[Tensor], ratios: list[float]) -> State:
         """The copy of the state that a dialogue may change; it is committed when the base optimizer has stepped."""
@@ -237,7 +291,10 @@ class SharpnessAware(Optimizer):
         return state
 
     def _run(self, step: Step) -> Generator[Pass]:
-        yield from step.run()
+        try:
+            yield from step.run()
+        finally:
+            self._leftovers.remember([p.grad for p in self._parameters()])
         self._outcome = step
         self._last = step
         self._skipped += not step.finite
@@ -257,8 +314,13 @@ class SharpnessAware(Optimizer):
             self._forget()
         return was_open
 
+    def _link(self, model: nn.Module | None) -> None:
+        self._model = model
+        self._replicas = Replicas(model, self._parameters(), self._perturb)
+
     def _reset(self) -> None:
         self._backup = Backup()
+        self._leftovers = Leftovers()
         self._last: Step | None = None
         self._forget()
 
@@ -294,7 +356,7 @@ class SharpnessAware(Optimizer):
             return
         parameters = self._parameters()
         state = self._working_state(parameters, checks.ratios(self.param_groups, self.method))
-        dialogue = self.method.passes(state)
+        dialogue = self._method_now().passes(state)
         next(dialogue)
         try:
             dialogue.send(Evaluation(torch.tensor(torch.nan), [p.grad for p in parameters]))

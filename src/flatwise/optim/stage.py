@@ -137,12 +137,8 @@ class Stage:
         if not probe:
             yield
             return
-        modes = Modes(self.model)
-        modes.set(False)
-        try:
+        with Modes(self.model).held(training=False):
             yield
-        finally:
-            modes.restore()
 
     def _synchronisation(self, probe: bool) -> AbstractContextManager[None]:
         return nullcontext() if probe else self.replicas.unsynchronised()

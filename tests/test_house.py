@@ -15,6 +15,7 @@ MAY_IMPORT = {
     "objective": {"vectors", "modules"},
     "methods": {"vectors"},
     "optim": {"methods", "vectors", "modules"},
+    "frameworks": {"optim", "methods", "vectors", "modules"},
     "curvature": {"vectors", "objective"},
     "theory": {"vectors", "objective", "methods"},
     "tasks": set(),

@@ -57,3 +57,8 @@ def test_the_public_names_of_tasks_resolve_lazily():
     assert all(getattr(tasks, name) for name in tasks.__all__)
     with pytest.raises(AttributeError, match=r"module 'flatwise.tasks' has no attribute 'load'"):
         tasks.load  # noqa: B018
+
+
+def test_a_method_looked_for_one_level_too_high():
+    with pytest.raises(AttributeError, match=r"did you mean flatwise\.methods\.SAM\?"):
+        flatwise.SAM  # noqa: B018

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from flatwise.optim import SharpnessAware as SharpnessAware
     from flatwise.optim import parameter_groups as parameter_groups
     from flatwise.optim import schedules as schedules
+    from flatwise.optim import two_pass as two_pass
     from flatwise.optim import unwrap as unwrap
 
 __version__ = "0.1.0"
 
 _SUBPACKAGES = ("curvature", "methods", "theory")
 _HOMES = {"Objective": "flatwise.objective"} | dict.fromkeys(
-    ("SharpnessAware", "parameter_groups", "schedules", "unwrap"), "flatwise.optim"
+    ("SharpnessAware", "parameter_groups", "schedules", "two_pass", "unwrap"), "flatwise.optim"
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "parameter_groups",
     "schedules",
     "theory",
+    "two_pass",
     "unwrap",
 ]
 
@@ -43,7 +45,13 @@ def __getattr__(name: str) -> Any:
         return import_module(f"flatwise.{name}")
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'flatwise' has no attribute {name!r}")
+    raise AttributeError(f"module 'flatwise' has no attribute {name!r}{_hint(name)}")
+
+
+def _hint(name: str) -> str:
+    """For a method that is looked for one level too high; private names are looked for by tools, which need no hint."""
+    is_method = not name.startswith("_") and hasattr(import_module("flatwise.methods"), name)
+    return f"; did you mean flatwise.methods.{name}?" if is_method else ""
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 Mode: TypeAlias = Literal["current", "eval", "train"]
-_Place: TypeAlias = tuple[nn.Module, str, Tensor]
 
 
 class Modes:
@@ -51,25 +50,30 @@ class Modes:
 class Buffers:
     """The buffers of a model (running statistics, counters), as they were when this was made.
 
-    Every registered buffer counts, of any module: a list of known BatchNorm classes misses the next custom one.
+    Every registered buffer counts, of any module: a list of known BatchNorm classes misses the next custom one. One that was
+    replaced, resized, registered or removed since is put back as well. What a module keeps elsewhere is not seen.
     """
 
-    def __init__(self, model: nn.Module | None, *, places: Iterable[_Place] | None = None) -> None:
-        found = places if places is not None else _buffer_places(model) if model is not None else ()
-        self._places = list(found)
-        self._values = [buffer.detach().clone() for _, _, buffer in self._places]
+    def __init__(self, model: nn.Module | None) -> None:
+        self._model = model
+        self._registered = [(m, dict(m._buffers)) for m in model.modules()] if model is not None else []
+        distinct = {id(b): b for _, buffers in self._registered for b in buffers.values() if b is not None}
+        self._values = [(b, b.detach().clone()) for b in distinct.values() if _is_writable(b)]
 
     def again(self) -> Buffers:
-        """The same buffers as they are now."""
-        return Buffers(None, places=[(m, name, _current(m, name, buffer)) for m, name, buffer in self._places])
+        """The buffers of the same model as they are now."""
+        return Buffers(self._model)
 
     def restore(self) -> None:
-        """Write the saved values into the same storage; a buffer that was replaced is put back."""
-        for module, name, buffer in self._places:
-            if module._buffers.get(name) is not buffer:
-                module._buffers[name] = buffer
+        """Register the same buffers, and write the saved values into the same storage."""
+        for module, buffers in self._registered:
+            if not _are_the_same(module._buffers, buffers):
+                module._buffers.clear()
+                module._buffers.update(buffers)
         with torch.no_grad():
-            for (_, _, buffer), value in zip(self._places, self._values, strict=True):
+            for buffer, value in self._values:
+                if buffer.shape != value.shape:
+                    buffer.resize_(value.shape)
                 buffer.copy_(value)
 
 
@@ -101,9 +105,20 @@ def devices(tensors: Iterable[Tensor]) -> list[torch.device]:
 
 
 def data_parallel(model: nn.Module | None) -> nn.parallel.DistributedDataParallel | None:
-    """The DistributedDataParallel that `model` is, or that `torch.compile` wrapped."""
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.parallel.DistributedDataParallel) else None
+    """The first DistributedDataParallel of a model: the model itself, or what `torch.compile` or Lightning's Fabric wrapped."""
+    return next(iter(replicated(model)), None)
+
+
+def replicated(model: nn.Module | None) -> list[nn.parallel.DistributedDataParallel]:
+    """The modules of a model that are a DistributedDataParallel, the model itself among them."""
+    return (
+        [m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)] if model is not None else []
+    )
+
+
+def flattened(model: nn.Module | None) -> bool:
+    """Whether some module is a FullyShardedDataParallel (FSDP1), asked without importing the distributed package."""
+    return model is not None and any(hasattr(m, "_fsdp_wrapped_module") for m in model.modules())
 
 
 def sharded(model: nn.Module | None) -> list[Any]:
@@ -142,13 +157,12 @@ def _put_back(module: nn.Module, train: Any) -> None:
         vars(module)["train"] = train
 
 
-def _current(module: nn.Module, name: str, known: Tensor) -> Tensor:
-    buffer = module._buffers.get(name)
-    return known if buffer is None else buffer
+def _is_writable(buffer: Tensor) -> bool:
+    """Nobody can write into an expanded tensor, whose copy may be huge, nor in training into one made in inference mode."""
+    if buffer.is_inference() and not torch.is_inference_mode_enabled():
+        return False
+    return buffer.layout != torch.strided or not any(d == 0 and n > 1 for d, n in zip(buffer.stride(), buffer.shape))
 
 
-def _buffer_places(model: nn.Module) -> Iterable[_Place]:
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                yield module, name, buffer
+def _are_the_same(now: Mapping[str, Tensor | None], before: Mapping[str, Tensor | None]) -> bool:
+    return now.keys() == before.keys() and all(now[name] is b for name, b in before.items())

@@ -7,6 +7,7 @@ This module is the only place that knows about sharded tensors (DTensor): dots a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -20,6 +21,7 @@ Vector: TypeAlias = list[Tensor | None]
 Scalar: TypeAlias = float | Tensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def present(vector: Iterable[Tensor | None]) -> list[Tensor]:
@@ -44,6 +46,12 @@ def clone(vector: Sequence[Tensor | None]) -> Vector:
     return [None if t is None else t.detach().clone() for t in vector]
 
 
+def owned(vector: Sequence[Tensor | None]) -> Vector:
+    """The vector, with a copy in place of every tensor that something else may overwrite: a bucket, or a CUDA graph's output."""
+    alone = _holders(torch.empty(1))
+    return [t if t is None or not _is_reused(t, alone) else t.detach().clone() for t in vector]
+
+
 def zeros_like(vector: Sequence[Tensor | None]) -> Vector:
     """Zeros of the same shapes, dtypes, devices and shards."""
     return [None if t is None else torch.zeros_like(t, requires_grad=False) for t in vector]
@@ -59,13 +67,17 @@ def restrict(vector: Sequence[Tensor | None], places: Sequence[bool]) -> Vector:
 
 def scale(vector: Sequence[Tensor | None], factor: Scalar) -> Vector:
     """`factor * vector`; a tensor factor is 0-d and costs no host synchronisation."""
-    return each(lambda ts: _multiplied(ts, _like(factor, ts)) if ts else [], vector)
+    return each(lambda ts: _multiplied(ts, factor), vector)
 
 
 def scale_(vector: Sequence[Tensor | None], factor: Scalar) -> None:
     """`vector *= factor`, in place."""
-    if tensors := locals_of(present(vector)):
-        torch._foreach_mul_(tensors, _like(factor, tensors))
+    tensors = locals_of(present(vector))
+    if _are_alike(tensors):
+        torch._foreach_mul_(tensors, _like(factor, tensors[0]))
+    else:
+        for t in tensors:
+            t.copy_(_product(t, factor))
 
 
 def add(a: Sequence[Tensor | None], b: Sequence[Tensor | None], factor: Scalar = 1.0) -> Vector:
@@ -78,10 +90,11 @@ def add_(a: Sequence[Tensor | None], b: Sequence[Tensor | None], factor: Scalar 
     """`a += factor * b`, in place, without a scaled copy of `b`; where either is None nothing happens."""
     into, what = pairs(a, b)
     into, what = locals_of(into), locals_of(what)
-    if not into:
-        return
-    if isinstance(factor, Tensor):
-        torch._foreach_addcmul_(into, what, [factor.to(t.device, t.dtype) for t in what])
+    if not _are_alike(into):
+        for t, s in zip(into, what):
+            t.add_(_product(s, factor))
+    elif isinstance(factor, Tensor):
+        torch._foreach_addcmul_(into, what, [_like(factor, into[0])] * len(into))
     else:
         torch._foreach_add_(into, what, alpha=factor)
 
@@ -152,14 +165,32 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _like(factor: Scalar, tensors: Sequence[Tensor]) -> Any:
-    """A scalar that multiplies `tensors` without promoting them; a 0-d tensor is moved to their device."""
-    return factor.to(tensors[0].device) if isinstance(factor, Tensor) else factor
+def _are_alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether one call does for all: they are on one device, and in one dtype that can hold any factor."""
+    return len({(t.device, t.dtype) for t in tensors}) == 1 and tensors[0].dtype not in _HALF
 
 
-def _multiplied(tensors: list[Tensor], factor: Any) -> list[Tensor]:
-    """A 0-d tensor factor of a wider dtype would promote a 0-d parameter, and no other."""
-    return [product.to(t.dtype) for product, t in zip(torch._foreach_mul(tensors, factor), tensors, strict=True)]
+def _like(factor: Scalar, t: Tensor) -> Any:
+    """The factor where `t` is, in its dtype: a wider one would promote a 0-d tensor."""
+    return factor.to(t.device, t.dtype) if isinstance(factor, Tensor) else factor
+
+
+def _multiplied(tensors: list[Tensor], factor: Scalar) -> Sequence[Tensor]:
+    local = locals_of(tensors)
+    if _are_alike(local):
+        products = torch._foreach_mul(local, _like(factor, local[0]))
+    else:
+        products = [_product(t, factor).to(t.dtype) for t in local]
+    return [_split_like(product, t) for product, t in zip(products, tensors, strict=True)]
+
+
+def _product(t: Tensor, factor: Scalar) -> Tensor:
+    """`factor * t`, of half precision in float32, to be rounded once by the caller.
+
+    A length divided by the norm of a tiny gradient is more than float16 can hold, and bfloat16 rounds it by up to 0.4 %.
+    """
+    wide = t.float() if t.dtype in _HALF else t
+    return wide * _like(factor, wide)
 
 
 def _flat_dot(a: Tensor, b: Tensor) -> Tensor:
@@ -205,7 +236,8 @@ def _splitting_groups(t: Tensor) -> tuple[Any, ...]:
     sharded = cast("DTensor", t)
     if any(p.is_partial() for p in sharded.placements):
         raise ValueError("a vector holds a DTensor with a partial placement; redistribute it before taking norms")
-    return tuple(sharded.device_mesh.get_group(i) for i, p in enumerate(sharded.placements) if p.is_shard())
+    # Every placement that is no replication splits: FSDP2 over tensor parallelism has one of its own, which is no `Shard`.
+    return tuple(sharded.device_mesh.get_group(i) for i, p in enumerate(sharded.placements) if not p.is_replicate())
 
 
 def _stack(scalars: Sequence[Tensor]) -> Tensor:
@@ -225,9 +257,42 @@ def is_sharded(t: Tensor) -> bool:
     return type(t) not in _PLAIN and hasattr(t, "device_mesh")
 
 
+def _is_reused(t: Tensor, alone: int) -> bool:
+    """Whether others hold its storage, or CUDA graphs are replayed here: then its memory goes back to their pool."""
+    if type(t) not in _PLAIN or t.layout != torch.strided:
+        return False
+    return _holders(t) > alone or (t.is_cuda and "torch._inductor.cudagraph_trees" in sys.modules)
+
+
+def _holders(t: Tensor) -> int:
+    return torch._C._storage_Use_Count(t.untyped_storage()._cdata)
+
+
 def locals_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The part of each tensor that this process holds, sharing its storage: elementwise work needs no communication."""
     return [cast("DTensor", t).to_local() if is_sharded(t) else t for t in tensors]
+
+
+def laid_out_like(vector: Sequence[Tensor | None], like: Sequence[Tensor]) -> Vector:
+    """The vector split over processes as `like` is. Tensor parallelism leaves gradients as sums that are still to be added up."""
+    return [t if t is None else _redistributed(t, p) for t, p in zip(vector, like, strict=True)]
+
+
+def _redistributed(t: Tensor, like: Tensor) -> Tensor:
+    if not (is_sharded(t) and is_sharded(like)):
+        return t
+    wanted = cast("DTensor", like)
+    return cast("DTensor", t).redistribute(wanted.device_mesh, wanted.placements)
+
+
+def _split_like(local: Tensor, like: Tensor) -> Tensor:
+    """What `locals_of` took apart: a tensor split over processes as `like` is, of which `local` is this process's part."""
+    if not is_sharded(like):
+        return local
+    from torch.distributed.tensor import DTensor
+
+    mesh, placements = cast("DTensor", like).device_mesh, cast("DTensor", like).placements
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 def _normal_like(t: Tensor, seed: int, place: int) -> Tensor:

@@ -177,3 +177,49 @@ def test_lightnings_accumulation_is_refused_and_nothing_moves(wrapped):
     assert_same(snapshot(run), before)
     run.opt.zero_grad()
     run.opt.step(wrapped(Lightnings(closure_of(run, second))))
+
+
+def passes_alone(run, batch):
+    for p in run.opt.passes():
+        p.backward(loss_of(run.model, batch))
+
+
+@every_displacing_method
+def test_passes_that_no_step_used_are_told_once(case):
+    """A forgotten step() would train nothing and say nothing."""
+    run = build(case.method)
+    batch, *rest = batches(4)
+    passes_alone(run, batch)
+    with pytest.warns(UserWarning, match="no step.. has used") as told:
+        passes_alone(run, batch)
+    assert told[0].filename == __file__
+    for batch in rest:
+        passes_alone(run, batch)
+    run.opt.zero_grad()
+    passes_alone(run, batch)
+
+
+def test_a_direction_dropped_on_purpose_is_no_mistake():
+    run = build(fw.methods.SAM(0.1))
+    for batch in batches(3):
+        passes_alone(run, batch)
+        run.opt.zero_grad()
+
+
+def test_what_an_earlier_optimizer_left_is_no_surprise():
+    run = build(fw.methods.SAM(0.1))
+    (batch,) = batches(1)
+    train(run, [batch])
+    run.opt = fw.SharpnessAware(run.base, fw.methods.EigenSAM(), model=run.model)
+    train(run, [batch])
+
+
+@every_method
+def test_the_loss_of_the_step_is_that_at_the_weights(case):
+    run = build(case.method)
+    (batch,) = batches(1)
+    assert run.opt.loss is None
+    expected = loss_of(run.model, batch).detach()
+    step_by_passes(run, batch)
+    assert torch.equal(run.opt.loss, expected)
+    assert float(run.opt.loss) == run.opt.diagnostics["loss"]

@@ -82,8 +82,9 @@ class State:
     """What a method remembers from step to step. Everything but the views is in the checkpoint.
 
     `step` counts steps that the base optimizer has taken; `seed` is for the method's own random numbers; `vectors` and
-    `numbers` are the method's own, by name. `weights` is a read-only view, `perturbed` says which parameters have a rho above
-    zero (empty: all). `notes` are for the diagnostics of this step only.
+    `numbers` are the method's own, by name, all of them from `init` on: a distributed checkpoint is read into what is there.
+    `weights` is a read-only view, `perturbed` says which parameters have a rho above zero (empty: all). `notes` are for
+    the diagnostics of this step only.
     """
 
     step: int = 0

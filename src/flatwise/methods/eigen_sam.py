@@ -61,8 +61,8 @@ class EigenSAM(Dialogue):
         positive_integer("iterations", self.iterations)
 
     def init(self, vectors: Vector) -> State:
-        """The eigenvector is zero until the first refresh."""
-        return State(vectors={EIGENVECTOR: V.zeros_like(vectors)})
+        """The eigenvector is zero until the first refresh; all that a checkpoint will hold is there from the start."""
+        return State(vectors={EIGENVECTOR: V.zeros_like(vectors)}, numbers={SAME_IN_EVALUATION: 0.0} | asdict(Search()))
 
     def passes(self, state: State) -> Passes:
         """Evaluate at the weights, refresh the eigenvector when it is time, evaluate along the tilted gradient."""
@@ -80,11 +80,11 @@ class EigenSAM(Dialogue):
             return At.along(gradient, self.rho)
         gradient = state.on_perturbed(gradient)
         vector = _where_present(state.vectors[EIGENVECTOR], gradient)
-        size = V.norm(gradient)
+        inverse_norm = V.reciprocal(V.norm(gradient))
         product = V.dot(gradient, vector)
-        sign, c = torch.sign(product), product * V.reciprocal(size)
-        V.scale_(gradient, 1 - self.alpha * sign * c)
-        V.add_(gradient, vector, self.alpha * sign * size)
+        sign, c = torch.sign(product), product * inverse_norm
+        V.scale_(gradient, (1 - self.alpha * sign * c) * inverse_norm)
+        V.add_(gradient, vector, self.alpha * sign)
         stretch = (1 + sign.abs() * self.alpha**2 * (1 - c**2)).sqrt()
         state.notes["alignment_gradient_tracked"] = c.abs()
         state.notes["alignment_displacement_tracked"] = (c.abs() + self.alpha * (1 - c**2)) / stretch

@@ -27,8 +27,9 @@ def difference_length(state: State, base: Vector, longer: float = 1.0) -> Tensor
 
     The weights that count are those with a gradient in `base`: an unused parameter changes nothing for the others.
     """
-    norm = V.norm(V.restrict(state.weights, [g is not None for g in base]))
-    relative = min(longer * RELATIVE * math.sqrt(V.epsilon(state.weights)), LONGEST)
+    weights = V.restrict(state.weights, [g is not None for g in base])
+    norm = V.norm(weights)
+    relative = min(longer * RELATIVE * math.sqrt(V.epsilon(weights)), LONGEST)
     return relative * torch.where(norm > 0, norm, torch.ones_like(norm))
 
 

@@ -60,7 +60,7 @@ def leading_ritz_vector(
     Ritz value does not. What the last product adds to the space is used as well: see `_free_step`.
 
     Args:
-        start: where the Krylov space begins.
+        start: where the Krylov space begins; overwritten.
         base: the gradient at the weights in evaluation mode.
         state: for the weights' norm and precision.
         products: how many, at least 1; each is one evaluation, and as many vectors are kept.
@@ -71,7 +71,8 @@ def leading_ritz_vector(
     sizes = [V.norm(start)]
     remainder, length = start, difference_length(state, base, search.longer)
     for _ in range(products):
-        basis.append(V.scale(remainder, V.reciprocal(sizes[-1])))
+        V.scale_(remainder, V.reciprocal(sizes[-1]))  # in place: at a refresh every copy of the weights counts
+        basis.append(remainder)
         remainder = yield from hessian_product(base, basis[-1], length)
         columns.append(torch.stack([V.dot(b, remainder) for b in basis]))
         sizes.append(_orthogonalise(remainder, basis, columns[-1]))

@@ -17,6 +17,10 @@ from flatwise.methods import State
 from flatwise.vectors import Vector
 
 PREFIX = "flatwise."
+OF_ANOTHER_METHOD = (
+    "the optimizer's checkpoint does not fit: {name} of parameter {i} is missing, so another method wrote it, or it is damaged. "
+    "To start this method anew from the base optimizer's state, drop the entries 'flatwise.*' from every record in ['state']"
+)
 STEP, SEED, SKIPPED = "step", "seed", "skipped"
 
 
@@ -41,11 +45,11 @@ def split(merged: dict[str, Any], initial: State) -> tuple[dict[str, Any], State
         if initial.vectors:
             warnings.warn("this checkpoint holds no state of the method: it starts anew", UserWarning, stacklevel=3)
         return theirs, initial, 0
-    numbers = _numbers(entries[0])
+    numbers = {name: n for name, n in _numbers(entries[0]).items() if name not in initial.vectors}
     skipped = int(numbers.pop(SKIPPED, 0))
     state = State(int(numbers.pop(STEP)), int(numbers.pop(SEED)))
     state.vectors = {name: _vector(name, entries, vector) for name, vector in initial.vectors.items()}
-    state.numbers = numbers
+    state.numbers = initial.numbers | numbers
     return theirs, state, skipped
 
 
@@ -87,8 +91,12 @@ def _vector(name: str, entries: list[dict[str, Any]], like: Vector) -> Vector:
     found: Vector = []
     for i, (entry, t) in enumerate(zip(entries, like, strict=True)):
         saved = entry.get(PREFIX + name)
-        if t is None or not isinstance(saved, Tensor) or saved.shape != t.shape:
-            what = f"of shape {tuple(saved.shape)}" if isinstance(saved, Tensor) else f"{saved!r}"
-            raise ValueError(f"the optimizer's checkpoint does not fit: {PREFIX}{name} of parameter {i} is {what}")
+        if t is None or not isinstance(saved, Tensor):
+            raise ValueError(OF_ANOTHER_METHOD.format(name=PREFIX + name, i=i))
+        if saved.shape != t.shape:
+            shapes = f"{tuple(saved.shape)}, not {tuple(t.shape)}"
+            raise ValueError(
+                f"the optimizer's checkpoint does not fit: {PREFIX}{name} of parameter {i} has shape {shapes}"
+            )
         found.append(saved.to(t.device, t.dtype, copy=True))
     return found

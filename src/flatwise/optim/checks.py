@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
 from flatwise.methods import Method
@@ -27,18 +28,43 @@ def base(optimizer: object, wrapper: type) -> None:
     if isinstance(optimizer, wrapper):
         raise TypeError("base_optimizer is a SharpnessAware already; pass the optimizer that it wraps")
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"base_optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
+        raise TypeError(
+            f"base_optimizer must be a torch.optim.Optimizer, got a {type(optimizer).__name__}: make one first, "
+            "such as SharpnessAware(torch.optim.SGD(model.parameters(), lr=0.1), SAM(rho=0.05), model=model)"
+        )
+    if type(optimizer).__module__.startswith("accelerate."):
+        raise TypeError(
+            "base_optimizer is what accelerator.prepare returned: wrap the plain optimizer, then prepare the SharpnessAware"
+        )
     if isinstance(optimizer, LBFGS):
         raise ValueError(
             "LBFGS evaluates the loss itself and cannot step along a given direction; use another base optimizer"
         )
-    _parameters(optimizer)
-
-
-def _parameters(optimizer: Optimizer) -> None:
+    if getattr(optimizer, "is_second_order", False):
+        raise ValueError(
+            f"{type(optimizer).__name__} differentiates gradients again, whose graph is gone after a pass; "
+            "use another base optimizer"
+        )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    _parameters(parameters)
     if not any(p.requires_grad for p in parameters):
         raise ValueError("no parameter of base_optimizer requires a gradient; there is nothing to train")
+
+
+def group(value: dict[str, Any]) -> None:
+    """A group to be added. Its parameters are made a list: an iterator could be read only once."""
+    if isinstance(value["params"], Iterator):
+        value["params"] = list(cast(Iterator[Any], value["params"]))
+    found: list[Any] = [value["params"]] if isinstance(value["params"], Tensor) else list(value["params"])
+    _parameters([p[1] if isinstance(p, tuple) else p for p in found])
+
+
+def _parameters(parameters: Sequence[Tensor]) -> None:
+    """Parameters with values that can be moved along a real direction."""
+    if any(is_lazy(p) for p in parameters):
+        raise ValueError(messages.LAZY)
+    if any(p.is_meta for p in parameters):
+        raise ValueError(messages.META)
     if any(p.is_complex() for p in parameters):
         raise ValueError("complex parameters are not supported: hold real and imaginary parts in two real parameters")
 
@@ -55,15 +81,20 @@ def model(value: object) -> None:
     """A module, or None."""
     if value is not None and not isinstance(value, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {value!r}")
+    if value is not None and any(is_lazy(t) for t in (*value.parameters(), *value.buffers())):
+        raise ValueError(messages.LAZY)
 
 
 def perturb(value: object, method: Method) -> None:
-    """'global', or 'local' with a method whose evaluations are the same in number on every rank."""
-    if value not in ("global", "local"):
-        raise ValueError(f"perturb must be 'global' or 'local', got {value!r}")
-    if value == "local" and method.adaptive:
+    """'global', or 'local' or a mesh with a method whose evaluations are the same in number on every rank."""
+    if isinstance(value, str) and value == "global":
+        return
+    is_mesh = hasattr(value, "get_group") and getattr(value, "ndim", 0) == 1
+    if not (is_mesh or (isinstance(value, str) and value == "local")):
+        raise ValueError(f"perturb must be 'global', 'local' or a DeviceMesh of one dimension, got {value!r}")
+    if method.adaptive:
         raise ValueError(
-            "perturb='local' cannot be had with an adaptive method: ranks would ask for different evaluations"
+            f"perturb={value!r} cannot be had with an adaptive method: replicas would ask for different evaluations"
         )
 
 
@@ -144,11 +175,43 @@ def schedule(value: object, method: Method) -> None:
 
 
 def not_under_scaler() -> None:
-    """Refuse a closure that came through `GradScaler.step`; wrappers of frameworks and schedulers lie between it and us."""
+    """Refuse a closure that came through `GradScaler.step`."""
+    if _stepping_scaler() is not None:
+        raise RuntimeError(messages.SCALER_WITH_CLOSURE)
+
+
+def same_scaler(known: Any) -> None:
+    """The scaler that the passes knew is the one that steps now."""
+    stepping = _stepping_scaler()
+    if known is None and stepping is not None:
+        raise RuntimeError(messages.SCALER_UNKNOWN)
+    if known is not None and stepping is None:
+        raise RuntimeError(messages.SCALER_LEFT_OUT)
+
+
+def needs_passes() -> str:
+    """What to tell about a step without passes, with a scaler or without."""
+    return messages.NEEDS_PASSES if _stepping_scaler() is None else messages.SCALER_NEEDS_PASSES
+
+
+def not_accumulated_outside() -> None:
+    """Refuse a closure that came through Accelerate's optimizer while Accelerate leaves out the steps between."""
+    frame = _caller("accelerate.optimizer")
+    if frame is not None and frame.f_locals["self"].gradient_state.num_steps > 1:
+        raise RuntimeError(messages.ACCELERATE_ACCUMULATES)
+
+
+def _stepping_scaler() -> Any:
+    """The `GradScaler` in whose `step` this happens, unless it is switched off."""
+    frame = _caller("torch.amp.grad_scaler")
+    return None if frame is None else scaler(frame.f_locals.get("self"))
+
+
+def _caller(module: str) -> FrameType | None:
+    """The frame of a module from which this is called; wrappers of frameworks and schedulers may lie between."""
     frame: FrameType | None = sys._getframe(1)
     for _ in range(16):
-        if frame is None:
-            return
-        if frame.f_globals.get("__name__") == "torch.amp.grad_scaler":
-            raise RuntimeError(messages.SCALER_WITH_CLOSURE)
+        if frame is None or frame.f_globals.get("__name__") == module:
+            return frame
         frame = frame.f_back
+    return None

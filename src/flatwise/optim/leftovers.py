@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 import weakref
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
-from flatwise.optim import messages
+from flatwise.optim import lightning_closures, messages
 from flatwise.vectors import Vector
 
 
@@ -19,7 +17,7 @@ class Leftovers:
 
     def __init__(self) -> None:
         self._ours: list[weakref.ref[Tensor]] = []
-        self._warned = False
+        self._told: set[str] = set()
 
     def remember(self, direction: Vector) -> None:
         """These are ours."""
@@ -34,22 +32,20 @@ class Leftovers:
         found = [p.grad for p in parameters if p.grad is not None]
         if not found or not self._is_foreign(found):
             return
-        if _is_of_lightning(closure):
+        if lightning_closures.is_automatic(closure):
             raise RuntimeError(messages.LIGHTNING_ACCUMULATES)
-        if not self._warned:
-            warnings.warn(messages.LEFT_OVER, UserWarning, stacklevel=5)
-            self._warned = True
+        self._warn_once(messages.LEFT_OVER, closure)
+
+    def warn_unused(self, closure: object = None) -> None:
+        """Warn once that the passes before were of no use."""
+        self._warn_once(messages.UNUSED, closure)
+
+    def _warn_once(self, message: str, closure: object) -> None:
+        """As from the line on which the user called `passes` or `step`."""
+        if message not in self._told:
+            self._told.add(message)
+            warnings.warn(message, UserWarning, stacklevel=6 if closure is None else 7)
 
     def _is_foreign(self, found: list[Tensor]) -> bool:
         ours = {id(t) for t in (ref() for ref in self._ours) if t is not None}
         return all(id(g) not in ours for g in found)  # a parameter that joined later may bring a gradient of its own
-
-
-def _is_of_lightning(closure: Any) -> bool:
-    """Lightning hands over an object of its own, or a partial function around it."""
-    while isinstance(closure, functools.partial):
-        modules = [getattr(type(a), "__module__", "") for a in closure.args]
-        if any(name.startswith(("lightning.", "pytorch_lightning.")) for name in modules):
-            return True
-        closure = closure.func
-    return type(closure).__module__.startswith(("lightning.", "pytorch_lightning."))

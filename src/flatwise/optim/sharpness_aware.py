@@ -14,23 +14,25 @@ from torch.optim import Optimizer
 
 from flatwise.methods import Evaluation, Method, State
 from flatwise.methods.checks import positive_integer
-from flatwise.optim import checkpoint, checks, messages
+from flatwise.optim import checkpoint, checks, lightning_closures, messages
 from flatwise.optim.backup import Backup
+from flatwise.optim.first_step import FirstStep
 from flatwise.optim.imitations import on_the_real_one
 from flatwise.optim.leftovers import Leftovers
-from flatwise.optim.passes import Pass, Passes
+from flatwise.optim.passes import Pass, Passes, explained
 from flatwise.optim.replicas import Perturb, Replicas
 from flatwise.optim.schedules import RhoSchedule
 from flatwise.optim.stage import Stage
 from flatwise.optim.step import Step
+from flatwise.optim.wrapping import Wrapping
 
 Closure = Callable[[], Any]
 
 # What pickle and deepcopy keep.
-_KEPT = ("base", "defaults", "method", "fresh_noise", "rho_schedule", "_perturb", "_model", "_replicas", "_memory", "_skipped")
+_KEPT = ("base", "defaults", "method", "fresh_noise", "rho_schedule", "_perturb", "_model", "_memory", "_skipped")
 
 
-class SharpnessAware(Optimizer):
+class SharpnessAware(Wrapping):
     """A sharpness-aware method around a base optimizer, in two lines of an existing training loop.
 
         optimizer = SharpnessAware(torch.optim.SGD(model.parameters(), lr=0.1), SAM(rho=0.05), model=model)
@@ -49,7 +51,9 @@ class SharpnessAware(Optimizer):
         base_optimizer: any `torch.optim` optimizer but LBFGS; it takes the step along the method's direction.
         method: an instance from `flatwise.methods`.
         model: the module that is trained, wrapped or not; without it buffers, modes, DDP and FSDP2 are not looked after.
-        perturb: "global", or "local" for a dialogue per rank under DistributedDataParallel (m-sharpness).
+        perturb: "global": along the mean gradient of all replicas. For m-sharpness "local": a dialogue for each rank of a
+            DistributedDataParallel; or a DeviceMesh of one dimension: one for each of its members, within which the model
+            averages gradients itself (`mesh["replicate"]` where FSDP2 shards over `mesh["shard"]`).
         fresh_noise: draw new random numbers (dropout masks) in later evaluations in place of replaying the first one's.
         rho_schedule: a factor on every rho, from the steps taken and the first group's learning rate: one of
             `flatwise.schedules`, or any function `(step, lr) -> factor >= 0`.
@@ -57,8 +61,6 @@ class SharpnessAware(Optimizer):
     Raises:
         TypeError, ValueError: an argument is not what it should be; the message says what to pass.
     """
-
-    base: Optimizer
 
     def __init__(
         self,
@@ -78,13 +80,13 @@ class SharpnessAware(Optimizer):
         checks.schedule(rho_schedule, method)
         if model is None:
             warnings.warn(messages.NO_MODEL, UserWarning, stacklevel=2)
-        # torch's own constructor would make parameter groups of our own; this sets up what it needs around the base's.
-        super().__setstate__({"base": base_optimizer, "defaults": base_optimizer.defaults})
+        super().__init__(base_optimizer)
         self.method = method
         self.fresh_noise = fresh_noise
         self.rho_schedule = rho_schedule
         self._perturb: Perturb = perturb
         self._reset()
+        self._leftovers.remember([p.grad for p in self._parameters()])  # of an earlier optimizer, perhaps
         self._link(model)
         self._memory: State | None = None
         self._skipped = 0
@@ -114,6 +116,9 @@ class SharpnessAware(Optimizer):
             positive_integer("parts", parts)
         checks.each(each, parts, self.method)
         self._leftovers.check(self._parameters(), closure)
+        if self._outcome is not None and self._outcome.finite:
+            self._leftovers.warn_unused(closure)
+        self._replicas.check()
         self._forget()
         self._step = self._new_step(checks.scaler(scaler), parts or 1, each)
         dialogue = self._run(self._step)
@@ -134,20 +139,12 @@ class SharpnessAware(Optimizer):
         Raises:
             ValueError, TypeError: the closure returned no loss or never called backward; the weights are restored.
             RuntimeError: called without closure for a method that needs passes, or in the midst of them; or with one through a
-                GradScaler, or by Lightning while it accumulates.
+                GradScaler, or by Lightning or Accelerate while they accumulate.
         """
-        if closure is None:
-            self._finish()
-            return None
-        checks.not_under_scaler()
-        closures = checks.closures(closure)
-        for p in self._begin(None, len(closures), False, closure):
-            with torch.enable_grad():
-                loss = closures[p.part]()
-            if len(closures) > 1 and p.is_waiting:
-                raise ValueError(messages.CLOSURE_WITHOUT_SYNC)
-            p.record(checks.loss(loss))
-        loss = self._concluded().loss
+        inner, before_update = lightning_closures.taken_apart(closure)
+        loss = None if inner is None else self._run_closures(checks.closures(inner), closure)
+        if before_update is not None:
+            before_update()
         self._finish()
         return loss
 
@@ -157,6 +154,12 @@ class SharpnessAware(Optimizer):
         if not self._is_open():
             self._forget()
         self.base.zero_grad(set_to_none)
+
+    @property
+    @on_the_real_one
+    def loss(self) -> Tensor | None:
+        """The loss of the last step, which is that at the weights, 0-d; None before the first. Does not wait for the device."""
+        return self._last.loss if self._last is not None else None
 
     @property
     @on_the_real_one
@@ -179,32 +182,17 @@ class SharpnessAware(Optimizer):
     def model(self, model: nn.Module | None) -> None:
         checks.model(model)
         self._restore()
+        if self._memory is not None and self._memory.step == 0:
+            self._memory = None  # a framework may have asked for it before it replaced the parameters by shards
         self._link(model)
 
-    # --- what every torch optimizer has -------------------------------------------------------------------------------
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The base optimizer's parameter groups: the same list, the same dictionaries."""
-        return self.base.param_groups
-
-    @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.base.param_groups = groups
-
-    @property
-    def state(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The base optimizer's own state, by parameter; ours is in `state_dict()` only."""
-        return self.base.state
-
-    @state.setter
-    def state(self, state: Any) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.base.state = state
+    # --- groups and checkpoints -------------------------------------------------------------------------------
 
     @on_the_real_one
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer, with a `rho` of its own or without."""
         self._restore()
+        checks.group(param_group)
         checks.ratios([*self.param_groups, param_group], self.method)
         known = self._memory
         self.base.add_param_group(param_group)
@@ -233,29 +221,15 @@ class SharpnessAware(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy keep: everything but the dialogue of the moment."""
         self._restore()
-        kept = (
-            "base",
-            "defaults",
-            "method",
-            "fresh_noise",
-            "rho_schedule",
-            "_perturb",
-            "_model",
-            "_replicas",
-            "_memory",
-            "_skipped",
-        )
-        return {name: self.__dict__[name] for name in kept}
+        return {name: self.__dict__[name] for name in _KEPT}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle."""
         super().__setstate__(state)
         self._reset()
+        self._link(self._model)
 
     # --- inside -------------------------------------------------------------------------------------------------------
-
-    def _parameters(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
 
     def _initial(self) -> State:
         return self.method.init([p.detach() for p in self._parameters()])
@@ -290,11 +264,26 @@ class SharpnessAware(Optimizer):
         state.perturbed = [] if all(ratios) else [r > 0 for r in ratios]
         return state
 
+    def _run_closures(self, closures: list[Closure], given: object) -> Tensor:
+        """The passes of a step from closures; `given` is what came to `step`."""
+        checks.not_under_scaler()
+        checks.not_accumulated_outside()
+        for p in self._begin(None, len(closures), False, given):
+            with torch.enable_grad(), explained():
+                loss = closures[p.part]()
+            if len(closures) > 1 and p.is_waiting:
+                raise ValueError(messages.CLOSURE_WITHOUT_SYNC)
+            p.record(checks.loss(loss))
+        return self._concluded().loss
+
     def _run(self, step: Step) -> Generator[Pass]:
+        watch = FirstStep(self._replicas, self.param_groups, self.fresh_noise) if self._last is None else None
         try:
             yield from step.run()
         finally:
             self._leftovers.remember([p.grad for p in self._parameters()])
+        if watch is not None:
+            watch.conclude(step)
         self._outcome = step
         self._last = step
         self._skipped += not step.finite
@@ -337,10 +326,12 @@ class SharpnessAware(Optimizer):
         if self._outcome is None:
             self._step_alone()
             return
-        if self._outcome.finite:
-            self.base.step()
-            self._commit(self._outcome.states[0])
+        outcome = self._outcome
+        checks.same_scaler(outcome.scaler)
         self._forget()
+        if outcome.finite:
+            self.base.step()
+            self._commit(outcome.states[0])
 
     def _commit(self, state: State) -> None:
         state.step += 1
@@ -366,4 +357,4 @@ class SharpnessAware(Optimizer):
             self.base.step()
             self._commit(state)
             return
-        raise RuntimeError(messages.NEEDS_PASSES)
+        raise RuntimeError(checks.needs_passes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class Stage:
         """Around the user's forward and backward at one place, and around the displacement to it."""
         self._replay_random()
         buffers = self._buffers_for(at_weights, probe)
-        with self._synchronisation(probe), self._evaluation_mode(probe):
+        with self.replicas.evaluating(probe), self._evaluation_mode(probe):
             try:
                 yield
             finally:
@@ -77,7 +77,7 @@ class Stage:
         factor = at.length * V.reciprocal(self._last.of(vector)) if at.normalised else at.length
         self._backup.save(self.parameters, vector)
         self._add(vector, factor, at.normalised)
-        self.replicas.reshard()
+        self._forget_copies()
         if not at.probe:
             self.displacement_norm = self._length_of(vector, factor, at.normalised)
 
@@ -100,6 +100,7 @@ class Stage:
         if self._closed:
             return
         self._return()
+        self.replicas.reshard()  # the base optimizer is about to move the shards
         self._backup.forget()
         if not succeeded:
             self.buffers_before.restore()
@@ -120,7 +121,7 @@ class Stage:
         if ratios in ([], [1.0]):
             return self._last.of(vector) * factor
         parts = [V.norm(V.restrict(vector, [r == ratio for r in self.ratios])) * ratio for ratio in ratios]
-        return torch.linalg.vector_norm(torch.stack(parts)) * factor
+        return V.norm(V.scale(parts, factor))
 
     def _distinct_ratios(self) -> list[float]:
         return sorted({r for r in self.ratios if r > 0})
@@ -128,7 +129,12 @@ class Stage:
     @torch.no_grad()
     def _return(self) -> None:
         if self._backup.restore():
-            self.replicas.reshard()
+            self._forget_copies()
+
+    def _forget_copies(self) -> None:
+        """Drop what was made of the weights before they moved: FSDP2's gathered shards, autocast's casts to lower precision."""
+        self.replicas.reshard()
+        torch.clear_autocast_cache()
 
     # --- modes, buffers, random numbers, synchronisation --------------------------------------------------------------
 
@@ -139,9 +145,6 @@ class Stage:
             return
         with Modes(self.model).held(training=False):
             yield
-
-    def _synchronisation(self, probe: bool) -> AbstractContextManager[None]:
-        return nullcontext() if probe else self.replicas.unsynchronised()
 
     def _buffers_for(self, at_weights: bool, probe: bool) -> Buffers | None:
         """The buffers to go back to after this evaluation; None where it is the one in which they advance.
@@ -174,7 +177,7 @@ class Stage:
     def _settle_random(self) -> None:
         if self._random_after is None:
             self._random_after = RandomState(self._devices)
-            self.repeatable = not self.replicas.local and self._random_before == self._random_after
+            self.repeatable = not self.replicas.apart and self._random_before == self._random_after
 
 
 class _KnownNorm:

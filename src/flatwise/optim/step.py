@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flatwise import vectors as V
 from flatwise.methods import At, Evaluation, Method, State
+from flatwise.optim import messages
 from flatwise.optim.passes import Pass, scale_of
 from flatwise.optim.replicas import Replicas
 from flatwise.optim.stage import Stage
@@ -46,6 +47,7 @@ class Step:
         self.loss: Tensor = torch.zeros(())
         self.finite = False
         self.evaluations = 0
+        self.interfered = False
         self.states: list[State] = []
         self._new_state = state
         self._new_stage = stage
@@ -53,6 +55,9 @@ class Step:
         self._checks: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
+        self._weights: list[Scalar] = []
+        self._agreements: list[Tensor] = []
+        self._present: Tensor | None = None
         self._displacements: list[Scalar] = []
 
     def run(self) -> Generator[Pass]:
@@ -62,14 +67,15 @@ class Step:
         try:
             for parts in self.rounds:
                 found = yield from self._dialogue(parts)
+                self._weigh_(found)
                 direction = found if direction is None else V.add(direction, found)
                 first = first or self._stage
+            if direction is not None and first is not None:
+                self._conclude(direction, first)
         except BaseException:  # a dialogue puts back what it changed itself, not what those before it did
             if first is not None:
                 first.buffers_before.restore()
             raise
-        if direction is not None and first is not None:
-            self._conclude(direction, first)
 
     def abort(self) -> None:
         """Put everything back; also after an interruption that hit the putting back itself."""
@@ -95,6 +101,7 @@ class Step:
         state = self._new_state()
         self._losses.append(torch.zeros(()))
         self._norms.append(torch.zeros(()))
+        self._weights.append(1.0)
         succeeded = False
         try:
             direction = yield from self._converse(stage, state, parts)
@@ -127,43 +134,66 @@ class Step:
 
     @torch.no_grad()
     def _evaluated(self, stage: Stage, p: Pass) -> Evaluation:
-        evaluation = self._reduced(p.evaluation(stage.repeatable))
+        evaluation = p.evaluation(stage.repeatable)
         norm = stage.remember_norm(evaluation)
         self.evaluations += 1
+        self.interfered |= p.interfered
         self._checks.append(norm + evaluation.loss.to(norm.device))  # finite where both are
         if stage.last_counts:
-            self._losses[-1], self._norms[-1] = evaluation.loss, norm
+            self._losses[-1], self._norms[-1], self._weights[-1] = evaluation.loss, norm, p.weight
+        if p.agreed is not None:
+            self._agreements.append(p.agreed)
         return evaluation
-
-    def _reduced(self, evaluation: Evaluation) -> Evaluation:
-        """The evaluation as all replicas see it. DDP and FSDP2 have averaged the gradient already."""
-        if self.replicas.owns_gradients:
-            evaluation = Evaluation(evaluation.loss, V.clone(evaluation.release()), evaluation.repeatable)
-        if self.replicas.local or not self.replicas.many:
-            return evaluation
-        numbers = torch.stack(
-            [evaluation.loss.float(), torch.ones_like(evaluation.loss).float() * evaluation.repeatable]
-        )
-        loss, repeatable = self.replicas.mean(numbers)
-        return Evaluation(loss, evaluation.release(), repeatable == 1)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _conclude(self, direction: Vector, first: Stage) -> None:
-        if len(self.rounds) > 1:
-            V.scale_(direction, 1 / len(self.rounds))
-        self.loss = self._losses[0] if len(self._losses) == 1 else torch.stack(self._losses).mean()
         finite = torch.isfinite(torch.stack(self._checks)).all()
-        if self.replicas.local:
-            self.replicas.average_(direction)
-            self.loss, agreed = self.replicas.mean(torch.stack([self.loss, finite.to(self.loss)]))
-            finite = agreed == 1
-        self.finite = bool(finite)
+        if self._is_a_mean:
+            finite = self._average(direction, finite, first.parameters)
+        else:
+            self.loss = self._losses[0]
+        self.finite = self._on_host(finite, direction)
         if not self.finite:
             first.buffers_before.restore()
         self._stage = None
         first.set_gradients(self._for_grad(direction, first.parameters))
+
+    def _on_host(self, finite: Tensor, direction: Vector) -> bool:
+        """Wait for the device, once a step: whether everything was finite, what is None everywhere, and whether ranks agreed."""
+        agreed = torch.stack(self._agreements).all() if self._agreements else torch.ones_like(finite)
+        present = [] if self._present is None else [self._present]
+        was_finite, together, *places = torch.cat([torch.stack([finite, agreed.to(finite.device)]), *present]).tolist()
+        if not together:
+            raise ValueError(messages.UNEQUAL_RECORDED)
+        if places:
+            direction[:] = V.restrict(direction, places)
+        return was_finite
+
+    @property
+    def _is_a_mean(self) -> bool:
+        """Whether the step's direction is the mean over several dialogues, here or on other replicas."""
+        return len(self.rounds) > 1 or self.replicas.apart
+
+    @torch.no_grad()
+    def _weigh_(self, direction: Vector) -> None:
+        """Let a dialogue count by the weight of its batch."""
+        weight = self._weights[-1]
+        if self._is_a_mean and (isinstance(weight, Tensor) or weight != 1):
+            V.scale_(direction, weight)
+
+    def _average(self, direction: Vector, finite: Tensor, parameters: list[Tensor]) -> Tensor:
+        """Make a weighted sum over dialogues their mean, in place, and say whether all of them were finite."""
+        total: Scalar = sum(self._weights)
+        self.loss = torch.stack([loss * weight for loss, weight in zip(self._losses, self._weights)]).sum()
+        if self.replicas.apart:
+            self._present = self.replicas.average_(direction, parameters)
+            self.loss, total, finite = self.replicas.mean(self.loss, total, finite, everywhere=True)
+            finite = (finite == 1) & (total > 0)
+        V.scale_(direction, 1 / total)
+        self.loss = self.loss / total
+        return finite
 
     def _for_grad(self, direction: Vector, parameters: list[Tensor]) -> Vector:
         """The direction as `.grad` shows it: times the scale, or inf for a scaler to skip, or None where nobody would look."""

@@ -1,8 +1,9 @@
 # `make demo` and `make test` create the environment in .venv first if it is missing or older than pyproject.toml.
+# The demo needs the package alone; what tests and docs need besides is added to the same environment when they are first made.
 # Relative paths only: make splits names at spaces, and the folder of the project may have one in its name.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check-slow lint bench clean
+.PHONY: help demo test check-slow lint docs bench clean
 
 PYTHONS ?= python3.13 python3.12 python3.11 python3
 WORKERS ?= 2
@@ -12,7 +13,7 @@ CAN_MAKE_VENV := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11
 IS_USABLE := import sys, pip; sys.exit(sys.version_info < (3, 11))
 
 # The mark of a complete installation holds the folder's path: a copied or moved project must not run the code of the old place.
-$(shell test "$$(cat .venv/installed 2>/dev/null)" = "$$(pwd -P)" || rm -f .venv/installed)
+$(shell test "$$(cat .venv/installed 2>/dev/null)" = "$$(pwd -P)" || rm -f .venv/installed .venv/with-*)
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -24,10 +25,10 @@ demo: .venv/installed ## train and compare on real images, about two minutes; le
 test: lint ## lint, types and all tests but the slow ones
 	$(PY) -m pytest -m "not slow" -n $(WORKERS)
 
-check-slow: .venv/installed ## the tests that take minutes
+check-slow: .venv/with-test,lint ## the tests that take minutes
 	@$(PY) -m pytest -m slow || { code=$$?; test $$code -eq 5 && echo "there are no slow tests"; }
 
-lint: .venv/installed ## ruff and pyright
+lint: .venv/with-test,lint ## ruff and pyright
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	@if $(PY) -m pyright --version >/dev/null 2>&1; then \
@@ -38,12 +39,14 @@ lint: .venv/installed ## ruff and pyright
 		echo "With a connection, '$(PY) -m pyright --version' fetches it once, or shows what is in the way." >&2; \
 	fi
 
-bench: .venv/installed ## the cost of a step, relative to the base optimizer's
-	@$(PY) -c "import pytorch_optimizer" 2>/dev/null || $(PY) -m pip install -e ".[bench]"
+docs: .venv/with-docs ## the documentation, its examples executed, into docs/_build/html
+	$(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+
+bench: .venv/with-bench ## the cost of a step, relative to the base optimizer's
 	@for script in benchmarks/*.py; do $(PY) "$$script" || exit; done
 
 clean: ## remove the environment, caches, and the demo: everything that make can make again
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist demo
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist demo docs/_build docs/gallery
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The mark is removed first and written last: an interrupted installation leaves none, and the next call goes on with it.
@@ -63,5 +66,10 @@ clean: ## remove the environment, caches, and the demo: everything that make can
 		"$$found" -m venv --clear .venv; \
 	fi
 	@echo "installing into .venv; torch is large, so this takes some minutes the first time"
-	$(PY) -m pip install --disable-pip-version-check -e ".[test,lint]"
+	$(PY) -m pip install --disable-pip-version-check -e .
 	@pwd -P > $@
+
+.venv/with-%: .venv/installed
+	@rm -f $@
+	$(PY) -m pip install --disable-pip-version-check -e ".[$*]"
+	@touch $@

@@ -33,6 +33,7 @@ class Krylov:
         self.matrix = torch.zeros(0, 0, dtype=torch.float64)
         self.products = 0
         self.rounding = ROUNDING * min(V.epsilon(operator.like), torch.finfo(torch.float32).eps)
+        self.noise = max(self.rounding, operator.error)
         self._operator = operator
         self._seeds = seeds
         for start in starts:
@@ -60,7 +61,7 @@ class Krylov:
         scale = torch.cat([self.matrix.reshape(-1), V.norm(image).reshape(1).to("cpu", torch.float64)]).abs().max()
         column = self._orthogonalize(image)
         self.matrix = torch.cat([self.matrix, column[:, None]], dim=1)
-        if (rest := V.norm(image).item()) > self.rounding * scale:
+        if (rest := V.norm(image).item()) > self.noise * scale:
             V.scale_(image, 1 / rest)
             self._append(image, coupling=rest)
 
@@ -125,7 +126,7 @@ class Krylov:
         """The product, in storage of its own, finite, and None where the template is."""
         self.products += 1
         image = fitted(
-            self._operator(_narrowed(vector, self._operator.like)), self._operator.like, "the operator's product"
+            self._operator(narrowed(vector, self._operator.like)), self._operator.like, "the operator's product"
         )
         if not torch.isfinite(V.norm(image)):
             raise ValueError(
@@ -154,6 +155,6 @@ def widened(vector: Vector) -> Vector:
     return [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in vector]
 
 
-def _narrowed(vector: Vector, like: Vector) -> Vector:
+def narrowed(vector: Vector, like: Vector) -> Vector:
     """The vector in the dtypes of `like`."""
     return [None if q is None or t is None else q.to(t.dtype) for q, t in zip(vector, like, strict=True)]

@@ -18,6 +18,7 @@ from torch import Tensor
 from flatwise import vectors as V
 from flatwise.curvature.krylov import Krylov, fitted
 from flatwise.curvature.operator import Operator
+from flatwise.curvature.record import Record
 from flatwise.vectors import Vector
 
 SEARCH = 5
@@ -35,9 +36,11 @@ class EigenPairs:
     Attributes:
         values: the eigenvalues, descending.
         vectors: unit eigenvectors in at least float32; their signs are arbitrary.
-        residuals: `norm(H v - value * v)` of each pair; an eigenvalue of H lies within this distance of the value.
+        residuals: `norm(H v - value * v)` of each pair, with what the operator's own error may add; an eigenvalue of H lies
+            within this distance of the value.
         products: how many products with the operator it took.
         converged: whether every residual is within the tolerance that was asked for.
+        record: how the operator computes products: engine, precision, data, step. None where the operator has none.
     """
 
     values: list[float]
@@ -45,6 +48,7 @@ class EigenPairs:
     residuals: list[float]
     products: int
     converged: bool
+    record: Record | None = None
 
 
 def top_eigenpairs(
@@ -87,9 +91,9 @@ def top_eigenpairs(
         if len(krylov.basis) == limit:
             krylov.restart(keep=(krylov.done + k) // 2)
         krylov.multiply(last=krylov.products < search)
-    pairs = _best(krylov, k, _converged(krylov, k, tol))
+    pairs = _best(krylov, k, tol, operator)
     if not pairs.converged:
-        warnings.warn(_complaint(pairs, tol), stacklevel=2)
+        warnings.warn(_complaint(pairs, tol, operator.error), stacklevel=2)
     return pairs
 
 
@@ -101,19 +105,26 @@ def _converged(krylov: Krylov, k: int, tol: float) -> bool:
     if krylov.done < k:
         return False
     values, residuals, _ = krylov.ritz()
-    return residuals[:k].max().item() <= max(tol * abs(values[0].item()), krylov.rounding * values.abs().max().item())
+    return _are_small(residuals[:k], values, tol, krylov.noise)
 
 
-def _best(krylov: Krylov, k: int, converged: bool) -> EigenPairs:
+def _are_small(residuals: Tensor, values: Tensor, tol: float, noise: float) -> bool:
+    return residuals.max().item() <= max(tol * abs(values[0].item()), noise * values.abs().max().item())
+
+
+def _best(krylov: Krylov, k: int, tol: float, operator: Operator) -> EigenPairs:
     values, residuals, coefficients = krylov.ritz()
+    residuals = residuals[:k] + operator.error * values.abs().max()
+    converged = krylov.done >= k and _are_small(residuals, values, tol, krylov.rounding)
     vectors = [krylov.combine(column) for column in coefficients[:, :k].T]
-    return EigenPairs(values[:k].tolist(), vectors, residuals[:k].tolist(), krylov.products, converged)
+    return EigenPairs(values[:k].tolist(), vectors, residuals.tolist(), krylov.products, converged, operator.record)
 
 
-def _complaint(pairs: EigenPairs, tol: float) -> str:
+def _complaint(pairs: EigenPairs, tol: float, error: float) -> str:
+    limit = f" (products are known to {error:.1g} only)" if error > tol else ""
     return (
         f"not converged after {pairs.products} products: the largest residual is {max(pairs.residuals):.2g}, "
-        f"wanted {tol:g} * {abs(pairs.values[0]):.3g}; raise max_products or tol"
+        f"wanted {tol:g} * {abs(pairs.values[0]):.3g}{limit}; raise {'tol' if limit else 'max_products or tol'}"
     )
 
 

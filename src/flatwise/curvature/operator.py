@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flatwise import vectors as V
-from flatwise.objective import Objective
+from flatwise.curvature.record import Record
 from flatwise.vectors import Vector
 
 
@@ -20,24 +20,33 @@ class Operator:
     Attributes:
         product: the function.
         like: a template Vector of its domain: only shapes, dtypes and devices count. Where it is None, vectors are None.
+        error: the relative error of a product, where it is more than rounding.
+        record: how products come about, for what is measured of a network.
     """
 
     product: Callable[[Vector], Vector]
     like: Vector
+    error: float = 0.0
+    record: Record | None = None
 
     @property
     def size(self) -> int:
         """The number of coordinates: the operator is a `size` x `size` matrix that nobody builds."""
         return V.size(self.like)
 
+    @property
+    def engine(self) -> str | None:
+        """How products are computed, if that is known: "double", "forward", "differences" or "one-sided"."""
+        return None if self.record is None else self.record.engine
+
+    @property
+    def reason(self) -> str | None:
+        """Why they are computed so, in words."""
+        return None if self.record is None else self.record.reason
+
     def __call__(self, vector: Vector) -> Vector:
         """The product with `vector`."""
         return self.product(vector)
-
-
-def hessian(objective: Objective) -> Operator:
-    """The Hessian of an objective at the weights that its model has when the product is taken."""
-    return Operator(objective.hvp, objective.weights)
 
 
 def from_matrix(matrix: Tensor, like: Vector | None = None) -> Operator:

@@ -8,6 +8,7 @@ from typing import Any
 from flatwise import vectors as V
 from flatwise.curvature.lanczos import EigenPairs, top_eigenpairs
 from flatwise.curvature.operator import Operator
+from flatwise.curvature.record import Record
 from flatwise.vectors import Vector
 
 
@@ -41,13 +42,22 @@ class EigenTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on exactly like the uninterrupted one; plain lists, numbers and tensors."""
-        return {"updates": self.updates, "pairs": None if self.pairs is None else vars(self.pairs).copy()}
+        return {"updates": self.updates, "pairs": None if self.pairs is None else _as_plain(self.pairs)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from the `state_dict` of a tracker with the same arguments."""
         pairs = state["pairs"]
-        self.pairs = None if pairs is None else EigenPairs(**pairs)
+        self.pairs = None if pairs is None else _from_plain(pairs)
         self.updates = state["updates"]
+
+
+def _as_plain(pairs: EigenPairs) -> dict[str, Any]:
+    return vars(pairs) | {"record": None if pairs.record is None else vars(pairs.record).copy()}
+
+
+def _from_plain(pairs: dict[str, Any]) -> EigenPairs:
+    record = pairs.get("record")
+    return replace(EigenPairs(**pairs), record=None if record is None else Record(**record))
 
 
 def _aligned(vector: Vector, before: list[Vector]) -> Vector:

@@ -1,0 +1,118 @@
+"""Derivatives of one loss: by `autograd.grad`, by `backward` where that alone is right, and twice."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flatwise.vectors import Vector
+
+_HARMLESS = {"_NoopSaveInputsBackward"}
+"""Of non-reentrant activation checkpointing: marks the inputs, computes nothing."""
+
+
+def gradient(
+    outputs: list[Tensor], parameters: Sequence[Tensor], along: list[Tensor] | None = None, *, again: bool = False
+) -> list[Tensor]:
+    """The derivative of `outputs` along `along`, zeros for unused parameters; differentiable once more if `again`."""
+    found = torch.autograd.grad(outputs, parameters, along, create_graph=again, allow_unused=True)
+    return _dense(cast(Vector, found), parameters)
+
+
+def hessian_product(loss: Tensor, parameters: Sequence[Tensor], along: Sequence[Tensor]) -> list[Tensor]:
+    """The Hessian of the loss times `along`, by differentiating the gradient."""
+    first = gradient([loss], parameters, again=True)
+    curved = [(g, v) for g, v in zip(first, along, strict=True) if g.requires_grad]
+    if not curved:  # the loss is linear in the weights
+        return [torch.zeros_like(p) for p in parameters]
+    return gradient([g for g, _ in curved], parameters, [v.to(g.dtype) for g, v in curved])
+
+
+def gradient_by_backward(loss: Tensor, parameters: Sequence[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
+    """The gradient as training computes it, through `.grad`, which every leaf gets back as it was.
+
+    `autograd.grad` does not see FSDP2's shards, nor weights that an autograd function of the user's own uses unseen, as
+    reentrant activation checkpointing does: it takes them for unused.
+
+    Args:
+        loss: a 0-d tensor.
+        parameters: what to differentiate with respect to.
+        others: leaves that the loss may also depend on; those that its graph shows need not be among them.
+    """
+    _refuse_hooks(parameters)
+    leaves = list({id(t): t for t in [*parameters, *others, *_leaves(loss)]}.values())
+    kept = [leaf.grad for leaf in leaves]
+    try:
+        for leaf in leaves:
+            leaf.grad = None
+        loss.backward()
+        return _dense([p.grad for p in parameters], parameters)
+    finally:
+        for leaf, grad in zip(leaves, kept, strict=True):
+            leaf.grad = grad
+
+
+@contextmanager
+def twice_differentiable(model: nn.Module) -> Generator[None]:
+    """Kernels that have a second derivative: attention by its formula, recurrent layers without cuDNN."""
+    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if recurrent and torch.backends.cudnn.is_available():
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        yield
+
+
+def custom_functions(loss: Tensor) -> list[str]:
+    """The names of the `torch.autograd.Function`s of somebody's own in the graph of a loss, sorted."""
+    own: Any = torch.autograd.function.BackwardCFunction
+    names = {n.name() for n in _nodes(loss) if isinstance(n, own)}
+    return sorted(names - _HARMLESS)
+
+
+def operations(loss: Tensor) -> set[str]:
+    """The names of all operations in the graph of a loss."""
+    return {n.name() for n in _nodes(loss)}
+
+
+def _dense(found: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros for None, strided for sparse, whole for partial sums over a mesh."""
+    both = zip(parameters, found, strict=True)
+    return [torch.zeros_like(p, requires_grad=False) if d is None else _placed(d, p) for p, d in both]
+
+
+def _placed(derivative: Any, parameter: Any) -> Tensor:
+    if derivative.is_sparse:
+        return derivative.to_dense()
+    if hasattr(derivative, "placements") and derivative.placements != parameter.placements:
+        return derivative.redistribute(placements=parameter.placements)
+    return derivative
+
+
+def _refuse_hooks(parameters: Iterable[Any]) -> None:
+    if any(getattr(p, "_post_accumulate_grad_hooks", None) for p in parameters):
+        raise RuntimeError(
+            "a parameter has a hook that runs when its .grad is accumulated (an optimizer step inside backward?); measuring "
+            "must not run it, and this model can be differentiated through .grad alone. Remove the hook while measuring"
+        )
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    return [node.variable for node in _nodes(loss) if hasattr(node, "variable")]
+
+
+def _nodes(loss: Tensor) -> Iterator[Any]:
+    """Every node of the graph of a loss, once."""
+    waiting: list[Any] = [loss.grad_fn]
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting.extend(following for following, _ in node.next_functions)
+            yield node

@@ -1,0 +1,315 @@
+"""Which engine a model gets, why, and what is recorded of a measurement."""
+
+import dataclasses
+import io
+import math
+
+import pytest
+import torch
+from curvature.networks import Checkpointed, mlp, problem
+from test_objective import Attention, batches, cross_entropy, dense, flat, loss_of_flat_weights
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from flatwise import Objective
+from flatwise import vectors as V
+from flatwise.curvature import (
+    EigenTracker,
+    Record,
+    chunked_cross_entropy,
+    frobenius_norm,
+    from_matrix,
+    hessian,
+    spectral_density,
+    top_eigenpairs,
+    trace,
+)
+
+# --- operations without a right second derivative ---------------------------------------------------------------------
+
+
+class Marked(torch.autograd.Function):
+    """Its backward says that it is differentiable once; `autograd.grad` does not notice."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, along):
+        return along * ctx.saved_tensors[0].cos()
+
+
+class Cut(torch.autograd.Function):
+    """Its backward computes where autograd does not see it."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, along):
+        return along * ctx.saved_tensors[0].detach().cos()
+
+
+class Right(Cut):
+    @staticmethod
+    def backward(ctx, along):
+        return along * ctx.saved_tensors[0].cos()
+
+
+class Custom(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 4), nn.Linear(4, 3)
+        self.function = torch.sin if function is None else function.apply
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+def custom(function, dtype=torch.float64):
+    torch.manual_seed(0)
+    return Objective(Custom(function).to(dtype), cross_entropy, batches(7, 4, dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("function", [Marked, Cut])
+def test_a_wrong_second_derivative_is_not_believed(function, dtype):
+    H = hessian(custom(function, dtype))
+    assert H.engine == "differences"
+    assert f"{function.__name__} has no right second derivative: " in H.reason
+    vector = V.random_like(H.like, 0)
+    expected = flat(custom(None, dtype).hvp(vector))
+    assert (flat(H(vector)) - expected).norm() < (1e-8 if dtype is torch.float64 else 1e-3) * expected.norm()
+    with pytest.raises(RuntimeError, match=f"no exact product: the autograd function {function.__name__} has no right"):
+        custom(function, dtype).hvp(vector)
+    with pytest.raises(RuntimeError, match=f'engine="double" is not possible: .*{function.__name__}.*"differences" is'):
+        hessian(custom(function, dtype), "double")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_right_one_is(dtype):
+    assert hessian(custom(Right, dtype)).engine == "double"
+
+
+class Hidden(nn.Module):
+    """Reentrant checkpointing of the first layer: `autograd.grad` takes its weights for unused."""
+
+    def __init__(self, hides=True):
+        super().__init__()
+        self.first, self.last, self.hides = nn.Linear(5, 4), nn.Linear(4, 3), hides
+
+    def forward(self, x):
+        block = lambda t: torch.tanh(self.first(t))
+        return self.last(checkpoint(block, x.clone().requires_grad_(), use_reentrant=True) if self.hides else block(x))
+
+
+def test_weights_that_reentrant_checkpointing_hides_are_found():
+    def objective(hides):
+        torch.manual_seed(0)
+        return Objective(Hidden(hides).double(), cross_entropy, batches(7, 4))
+
+    hidden, plain = objective(True), objective(False)
+    torch.testing.assert_close(flat(hidden.gradient()), flat(plain.gradient()), rtol=1e-12, atol=0)
+    H = hessian(hidden)
+    assert H.engine == "differences"
+    vector = V.random_like(H.like, 0)
+    torch.testing.assert_close(flat(H(vector)), flat(plain.hvp(vector)), rtol=0, atol=1e-8)
+
+
+def test_a_hook_that_would_step_inside_backward_is_refused():
+    objective = Objective(Checkpointed(True).double(), cross_entropy, batches(7, 4))
+    steps = []
+    handle = objective.model.last.weight.register_post_accumulate_grad_hook(steps.append)
+    with pytest.raises(RuntimeError, match=r"a hook that runs when its .grad is accumulated"):
+        objective.gradient()
+    assert not steps
+    handle.remove()
+    objective.gradient()
+
+
+# --- wrappers, kernels ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["whole", "in place", "a part"])
+def test_compiled_models_are_differentiated_as_they_are_written(how):
+    model, data, _ = problem("mlp")
+    expected = dense(Objective(mlp_like(model), cross_entropy, data))
+    if how == "whole":
+        model = torch.compile(model, backend="aot_eager")
+    elif how == "in place":
+        model.compile(backend="aot_eager")
+    else:
+        model = nn.Sequential(torch.compile(model[0], backend="aot_eager"), model[1], model[2])
+    objective = Objective(model, cross_entropy, data)
+    assert hessian(objective).engine == "double"
+    torch.testing.assert_close(dense(objective), expected, rtol=1e-10, atol=1e-12)
+
+
+def mlp_like(model):
+    twin = mlp().double()
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+def test_fused_attention_is_replaced_only_while_measuring():
+    torch.manual_seed(0)
+    model, data = Attention().double(), batches(7, 4, shape=(3, 4))
+    before = torch.backends.cuda.flash_sdp_enabled()
+    H = hessian(Objective(model, cross_entropy, data))
+    assert H.engine == "double"
+    assert H.reason == "differentiated twice; attention by its formula in place of the fused kernel"
+    matrix = loss_of_flat_weights(model, data, "current")[2]
+    vector = V.random_like(H.like, 0)
+    torch.testing.assert_close(flat(H(vector)), matrix @ flat(vector), rtol=1e-9, atol=1e-12)
+    assert torch.backends.cuda.flash_sdp_enabled() == before
+
+
+def test_a_loss_that_will_not_have_two_samples_is_tried_on_the_whole_batch():
+    model, data, _ = problem("mlp")
+
+    def contrastive(model, batch):
+        if len(batch[1]) < 4:
+            raise AssertionError("too few")
+        return cross_entropy(model, batch)
+
+    assert hessian(Objective(model, contrastive, data)).engine == "double"
+
+
+# --- arguments and records --------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_engine_is_refused():
+    objective = custom(None)
+    with pytest.raises(ValueError, match=r'engine must be "auto", "double", .* got \'finite\''):
+        hessian(objective, "finite")
+
+
+def test_an_operator_knows_how_it_came_about_and_passes_it_on():
+    model, data, _ = problem("mlp", torch.float32)
+    model[0].eval()
+    H = hessian(Objective(model, cross_entropy, data, seed=3), step=120)
+    pairs = top_eigenpairs(H)
+    assert pairs.record is H.record
+    assert dataclasses.asdict(pairs.record) == {
+        "engine": "double",
+        "reason": "differentiated twice",
+        "error": 0.0,
+        "step": 120,
+        "samples": 11.0,
+        "processes": 1,
+        "parameters": 57,
+        "mode": "current (mixed)",
+        "seed": 3,
+        "draws": False,
+        "checked": True,
+        "dtype": "float32",
+        "device": "cpu",
+        "tf32": False,
+        "deterministic": False,
+        "torch": str(torch.__version__),
+    }
+
+
+def test_every_estimate_passes_the_record_on():
+    model, data, _ = problem("mlp")
+    H = hessian(Objective(model, cross_entropy, data), step=4)
+    density = spectral_density(H, probes=2, steps=3)
+    for measured in (trace(H, 4), frobenius_norm(H, 2), density, density.mean(torch.square)):
+        assert measured.record is H.record
+
+
+def test_what_else_is_recorded():
+    model, data, _ = problem("transformer layer", torch.float32)
+    record = hessian(Objective(model, cross_entropy, data, mode="train", weight=lambda b: 2.0), check=False).record
+    assert (record.draws, record.checked, record.samples, record.mode) == (True, False, 4.0, "train")
+    torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("high")
+    try:
+        record = hessian(Objective(model, cross_entropy, data)).record
+        assert record.deterministic
+        assert record.tf32
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_operators_of_another_origin_have_no_record():
+    H = from_matrix(torch.eye(3))
+    assert (H.engine, H.reason, H.record, H.error) == (None, None, None, 0.0)
+    assert top_eigenpairs(H).record is None
+
+
+def test_a_tracker_saves_records_as_plain_values():
+    tracker, again, file = EigenTracker(), EigenTracker(), io.BytesIO()
+    model, data, _ = problem("mlp", torch.float32)
+    tracker.update(hessian(Objective(model, cross_entropy, data), step=7))
+    torch.save(tracker.state_dict(), file)
+    file.seek(0)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    assert isinstance(again.pairs.record, Record)
+    assert again.pairs.record == tracker.pairs.record
+    older = tracker.state_dict()
+    del older["pairs"]["record"]
+    again.load_state_dict(older)
+    assert again.pairs.record is None
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+
+def test_what_is_found_out_once_for_an_objective_is_not_found_out_again():
+    model, data, _ = problem("mlp", torch.float32)
+    calls = []
+    objective = Objective(model, lambda m, b: calls.append(1) or cross_entropy(m, b), data)
+    for engine in ("double", "differences", "one-sided"):
+        hessian(objective, engine)
+        calls.clear()
+        hessian(objective, engine)
+        assert not calls
+
+
+@pytest.mark.parametrize(
+    ("engine", "evaluations"), [("double", 1), ("forward", 1), ("differences", 2), ("one-sided", 1)]
+)
+def test_how_often_a_product_evaluates_the_loss(engine, evaluations):
+    model, data, _ = problem("mlp", torch.float32)
+    calls = []
+    H = hessian(Objective(model, lambda m, b: calls.append(1) or cross_entropy(m, b), data[:1]), engine)
+    vector = V.random_like(H.like, 0)
+    H(vector)
+    calls.clear()
+    H(vector)
+    assert len(calls) == evaluations
+
+
+def test_a_loss_that_is_nan_is_told_by_the_eigenpairs_not_by_the_check():
+    model, data, _ = problem("mlp")
+    H = hessian(Objective(model, lambda m, b: cross_entropy(m, b) * math.nan, data))
+    with pytest.raises(ValueError, match="product 1 with the operator is NaN or infinite"):
+        top_eigenpairs(H)
+
+
+# --- the loss of language models --------------------------------------------------------------------------------------
+
+
+def test_chunked_cross_entropy_is_differentiated_twice():
+    """The operator checks it, as any autograd function that is not torch's."""
+    torch.manual_seed(0)
+    body, head = nn.Linear(4, 3).double(), nn.Linear(3, 11).double()
+    model, data = nn.ModuleList([body, head]), batches(7, shape=(4,))
+
+    def chunked(model, batch):
+        return chunked_cross_entropy(torch.tanh(body(batch[0])), head.weight, batch[1], head.bias, chunk=3)
+
+    def plain(model, batch):
+        return nn.functional.cross_entropy(head(torch.tanh(body(batch[0]))), batch[1])
+
+    H = hessian(Objective(model, chunked, data))
+    assert H.engine == "double"
+    vector = V.random_like(H.like, 0)
+    torch.testing.assert_close(flat(H(vector)), flat(Objective(model, plain, data).hvp(vector)), rtol=1e-9, atol=1e-12)

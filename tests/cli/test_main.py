@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from training.mirrored import offline_folders, scalars
 
 from flatwise.cli.main import main
 from flatwise.runs import Run
@@ -19,7 +20,7 @@ for words in [], ["train"], ["compare"], ["report"], ["list"], ["demo"]:
         main([*words, "--help"])
     except SystemExit as end:
         assert end.code in (0, None), (words, end.code)
-assert not {"torch", "sklearn", "plotly", "numpy"} & sys.modules.keys()
+assert not {"torch", "sklearn", "plotly", "numpy", "tensorboard", "wandb", "IPython"} & sys.modules.keys()
 """
 
 
@@ -33,7 +34,17 @@ def flatwise(*words):
 def test_help_needs_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", HELP_WITHOUT_TORCH], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for option in ("--method", "--methods", "--probe-every", "--resume", "--equal-norm", "--seeds", "--workers"):
+    for option in (
+        "--method",
+        "--methods",
+        "--log",
+        "--rho-schedule",
+        "--probe-every",
+        "--resume",
+        "--equal-norm",
+        "--seeds",
+        "--workers",
+    ):
         assert option in done.stdout
 
 
@@ -62,6 +73,9 @@ def test_list(capsys, what, names):
         (["train", "--lr", "-1"], "lr must be above 0"),
         (["train", "--rho", "nan"], "rho must be a finite number"),
         (["train", "--method", "sgd", "--rho", "0.1"], "rho 0.1 has no effect with method sgd"),
+        (["train", "--method", "sgd", "--rho-schedule", "cosine"], "rho_schedule cosine has no effect with method sgd"),
+        (["compare", "--methods", "sgd", "--rho-schedule", "linear"], "rho_schedule has no effect with sgd"),
+        (["train", "--log", "wandb", "--log", "wandb"], "the mirror wandb is named twice"),
         (["train", "--resume", "no/such/run"], "there is no run folder no/such/run"),
         (["train", "--settings", "no/such/file.json"], "no/such/file.json: No such file"),
         (["train", "--resume", "a", "--out", "b"], "leave --out and --settings out"),
@@ -109,6 +123,20 @@ def test_train_report_and_resume(capsys, tmp_path):
     assert flatwise("report", str(out), "--out", "elsewhere.html") == 2
 
 
+@pytest.mark.parametrize("words", [["--log", "tensorboard", "wandb"], ["--log", "tensorboard", "--log", "wandb"]])
+def test_train_shows_its_metrics_elsewhere_too_on_request(tmp_path, monkeypatch, capfd, words):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    out = tmp_path / "run"
+    assert flatwise("train", *SMALL, *words, "--rho-schedule", "linear", "--out", str(out)) == 0
+    printed, errors = capfd.readouterr()
+    assert printed.splitlines()[0].startswith("test accuracy")
+    assert errors == ""
+    assert [step for step, _ in scalars(out / "tensorboard")["train/rho"]] == [0, 3]
+    assert len(offline_folders(out / "wandb")) == 1
+    assert "log" not in Run.open(out).config
+
+
 def test_the_default_folder_stands_for_the_settings(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for rho in ("0.1", "0.1", "0.2"):
@@ -142,13 +170,14 @@ def test_a_diverged_run_says_so(tmp_path, capsys):
 def test_compare(tmp_path, capsys):
     out = tmp_path / "comparison"
     words = ["compare", "--methods", "sgd", "sam", "--seeds", "2", *SMALL, "--workers", "1", "--out", str(out)]
-    assert flatwise(*words) == 0
+    assert flatwise(*words, "--log", "tensorboard") == 0
     printed = capsys.readouterr().out
     assert "SAM" in printed
     assert str(out / "report.html") in printed.replace("\n", "")
     written = json.loads((out / "comparison.json").read_text())
     assert [arm["name"] for arm in written["arms"]] == ["sgd", "sam"]
     assert written["command"].startswith("flatwise compare --methods sgd sam")
+    assert len(list(out.glob("runs/*/seed-?/tensorboard"))) == 4
     assert "<html" in (out / "report.html").read_text()
 
 
@@ -156,7 +185,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
     words = [sys.executable, "-m", "flatwise", "train", *SMALL[:4], "--steps", "1000000", "--out", str(out)]
     process = subprocess.Popen(
-        [*words, "--probe-every", "0", "--checkpoint-every", "1000000"], stderr=subprocess.PIPE, text=True
+        [*words, "--probe-every", "0", "--checkpoint-every", "1000000", "--log", "tensorboard"],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 60
     metrics = out / "metrics.jsonl"
@@ -165,6 +196,6 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"continue with: flatwise train --resume {out}" in error
+    assert f"continue with: flatwise train --resume {out} --log tensorboard" in error
     assert Run.open(out).status == "unfinished"
     assert len(Run.open(out).checkpoints()) == 1

@@ -16,6 +16,12 @@ def test_settings_go_to_the_methods_that_have_them():
     )
 
 
+def test_a_schedule_of_rho_goes_to_the_methods_that_have_a_rho():
+    arms = {arm.name: arm for arm in arms_of(["sgd", "eigen-sam"], Settings(rho_schedule="linear"))}
+    found = {name: arm.config.rho_schedule for name, arm in arms.items()}
+    assert found == {"sgd": "constant", "eigen-sam": "linear", "sam-equal-norm": "linear"}
+
+
 def test_the_control_of_equal_norm_comes_with_eigen_sam_unless_it_is_not_wanted():
     control = arms_of(["eigen-sam"], Settings())[-1]
     assert (control.name, control.role, control.norm_of, control.config.method) == (
@@ -33,6 +39,7 @@ def test_the_control_of_equal_norm_comes_with_eigen_sam_unless_it_is_not_wanted(
     [
         (["sam", "sam"], Settings(), "names one twice"),
         (["sgd", "sam"], Settings(alpha=0.1), "alpha has no effect with sgd, sam"),
+        (["sgd"], Settings(rho_schedule="linear"), "rho_schedule has no effect with sgd"),
         (["sgd", "smm"], Settings(), "did you mean 'sam'"),
     ],
 )

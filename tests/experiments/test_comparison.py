@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from training.mirrored import scalars
 
 from flatwise.experiments import Arm, Comparison, carry_out
 from flatwise.experiments.arms import arms_of, pairs_of
@@ -46,6 +48,31 @@ def test_a_comparison_makes_all_runs_and_runs_again_from_what_is_there(tmp_path)
 
     with pytest.raises(RunError, match="holds another run"):
         carry_out({tmp_path: comparison(arms_of(["sgd"], replace(SETTINGS, rho=None, alpha=None, every=None, lr=0.3)))})
+
+
+def test_where_rho_falls_the_control_falls_with_it_to_the_same_mean(tmp_path):
+    study = comparison(arms_of(["eigen-sam"], replace(SETTINGS, rho_schedule="cosine", every=20)), seeds=[0])
+    assert carry_out({tmp_path: study}, workers=1, mirrors=["tensorboard"]) == {}
+    measured, control = (Run.open(tmp_path / f"runs/{name}/seed-0") for name in ("eigen-sam", "sam-equal-norm"))
+    norms = [run.summary["mean_displacement_norm"] for run in (measured, control)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
+    assert norms[0] < 0.08 < 0.1 < control.config["rho"]
+    for run in (measured, control):  # and each run is in its mirror
+        shown = scalars(run.path / "tensorboard")["train/rho"]
+        assert [rho for _, rho in shown] == pytest.approx([r["rho"] for r in run.metrics() if r["kind"] == "train"])
+
+    shutil.rmtree(measured.path / "tensorboard")  # a run that is done but not in its mirror is still to do
+    assert {job.folder: job.done() for job in study.jobs(tmp_path, ["tensorboard"])} == {
+        measured.path: False,
+        control.path: True,
+    }
+
+
+def test_a_mirror_that_cannot_be_had_is_refused_before_anything_starts(tmp_path):
+    study = comparison(arms_of(["sgd"], replace(SETTINGS, rho=None, alpha=None, every=None)))
+    with pytest.raises(ValueError, match="no mirror 'wand'; did you mean 'wandb'"):
+        carry_out({tmp_path / "out": study}, mirrors=["wand"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path):
@@ -102,14 +129,15 @@ def kill_child_once(checkpoints):
 
 
 def children():
-    """The processes that this one has started, by their parent's number in /proc."""
+    """The workers that this process has started, by their parent's number in /proc."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
+            command = stat.with_name("cmdline").read_text()
         except OSError:
             continue
-        if int(fields[1]) == os.getpid() and fields[0] != "Z":
+        if int(fields[1]) == os.getpid() and fields[0] != "Z" and "flatwise.experiments.worker" in command:
             found.append(int(stat.parent.name))
     return found
 

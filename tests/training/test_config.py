@@ -19,6 +19,7 @@ from flatwise.training import Settings, TrainConfig, resolved
         ({"widths": ()}, "widths must be a list of whole numbers above 0"),
         ({"widths": (64, 0)}, "widths must be a list of whole numbers above 0"),
         ({"loss": "mse"}, "loss must be one of cross-entropy, squared-error"),
+        ({"rho_schedule": "line"}, "rho_schedule must be one of constant, linear, cosine, learning-rate"),
         ({"eigen_tol": 0.0}, "eigen_tol must be above 0"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"augment": 1}, "augment must be true or false"),
@@ -59,7 +60,7 @@ def test_a_broken_settings_file_is_named(tmp_path, text, sentence):
 
 def test_the_command_makes_the_same_settings_again(tmp_path):
     tyro = pytest.importorskip("tyro")
-    config = TrainConfig(method="sam", rho=0.1, widths=(8, 4), augment=True, lr=0.2, schedule="constant", seed=2)
+    config = TrainConfig(method="sam", rho=0.1, widths=(8, 4), augment=True, lr=0.2, rho_schedule="cosine", seed=2)
     words = config.command(tmp_path).split()
     assert words[:2] == ["flatwise", "train"]
     assert words[-2:] == ["--out", str(tmp_path)]
@@ -84,6 +85,12 @@ def test_defaults_that_depend_on_others_are_written_out():
         (TrainConfig(data="digit"), "did you mean 'digits'"),
         (TrainConfig(model="resnet"), "did you mean 'resnet18'"),
         (TrainConfig(rho=-0.1), "rho"),
+        (TrainConfig(method="sgd", rho_schedule="linear"), "rho_schedule linear has no effect with method sgd"),
+        (TrainConfig(rho=0.0, rho_schedule="cosine"), "rho_schedule cosine has no effect with rho 0"),
+        (
+            TrainConfig(rho_schedule="learning-rate", schedule="constant"),
+            "rho_schedule learning-rate has no effect with schedule constant",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_answered_before_anything_runs(config, sentence):

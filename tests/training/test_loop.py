@@ -40,13 +40,14 @@ def transcription(config):
         base.param_groups[0]["lr"] = config.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
         base.zero_grad()
         loss_of(model(inputs), targets).backward()
-        if config.rho:
+        falls = {"constant": 1, "linear": 1 - step / config.steps}
+        if rho := (config.rho or 0) * falls[config.rho_schedule]:
             backup = [p.detach().clone() for p in model.parameters()]
             gradient = [p.grad.clone() for p in model.parameters()]
             norm = torch.stack([g.square().sum() for g in gradient]).sum().sqrt()
             with torch.no_grad():
                 for p, g in zip(model.parameters(), gradient, strict=True):
-                    p.add_(config.rho / norm * g)
+                    p.add_(rho / norm * g)
             base.zero_grad()
             loss_of(model(inputs), targets).backward()
             with torch.no_grad():
@@ -64,6 +65,30 @@ def test_the_loop_is_the_plain_loop(tmp_path, method, loss):
     expected = transcription(config)
     for name, weights in final_weights(run).items():
         torch.testing.assert_close(weights, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_with_a_falling_rho_too(tmp_path):
+    config = replace(SMALL, rho=0.5, rho_schedule="linear", probe_every=5)
+    run = train(config, tmp_path / "run")
+    expected = transcription(config)
+    for name, weights in final_weights(run).items():
+        torch.testing.assert_close(weights, expected[name], rtol=1e-4, atol=1e-6)
+    assert [r["rho"] for r in records(run, "train")] == pytest.approx([0.5, 0.375, 0.25, 0.125])
+    assert [r["displacement_norm"] for r in records(run, "probe")[:-1]] == pytest.approx(
+        [0.5, 0.375, 0.25, 0.125], rel=1e-5
+    )
+    assert run.summary["mean_rho"] == pytest.approx(sum(0.5 * (1 - step / 20) for step in range(20)) / 20)
+
+
+def test_a_skipped_step_does_not_advance_rho(tmp_path):
+    """At a learning rate of 1e8 the first step is taken, and all others overflow in their second pass."""
+    config = replace(SMALL, loss="squared-error", lr=1e8, schedule="constant", rho_schedule="linear", steps=50)
+    run = train(replace(config, probe_every=1), tmp_path / "run")
+    assert run.summary["skipped"] == 10
+    taken = [r["step"] + 1 - r["skipped"] for r in records(run, "train")]
+    rho = {r["step"]: r["rho"] for r in records(run, "train")}
+    assert all(rho[s + 1] == pytest.approx(0.05 * (1 - taken[s] / 50)) for s in range(len(taken) - 1))
+    assert rho[max(rho)] > 0.05 * (1 - max(rho) / 50)
 
 
 def test_measuring_changes_nothing(tmp_path):

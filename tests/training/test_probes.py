@@ -34,7 +34,7 @@ def test_the_measured_numbers_are_those_of_the_dense_hessian():
     config = resolved(replace(FULL, eigen_tol=1e-4))
     task = load_task(config)
     model, loss_of = build_network(config, task), build_loss(config)
-    values = Probe(config, task, model, loss_of, full_batch=True).measure(0.5).values
+    values = Probe(config, task, model, loss_of, full_batch=True).measure(0.5, config.rho).values
 
     names = [name for name, _ in model.named_parameters()]
     flat = torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -103,6 +103,17 @@ def test_with_a_cosine_schedule_the_edge_is_that_of_the_current_learning_rate(tm
     assert "edge" not in records[-1]
 
 
+@pytest.mark.parametrize("method", ["sam", "eigen-sam"])
+def test_with_a_falling_rho_the_edge_is_that_of_the_current_rho(tmp_path, method):
+    """Down to gradient descent's, where rho has come to 0."""
+    records = probes(replace(FULL, method=method, rho=0.3, rho_schedule="linear"), tmp_path / "run")
+    edges = {"sam": theory.sam_edge, "eigen-sam": lambda lr, rho, g, a: theory.eigen_sam_edge(lr, rho, 0.2, g, a)}
+    for record, rho in zip(records, [0.3, 0.2, 0.1, 0.0], strict=True):
+        at = [record["gradient_norm"], *([record["alignment_gradient"]] if method == "eigen-sam" else [])]
+        assert record["edge"] == pytest.approx(float(edges[method](0.5, rho, *at)))
+    assert records[-1]["edge"] == records[-1]["gd_edge"]
+
+
 def test_a_probe_leaves_the_model_as_it_was():
     config = resolved(TrainConfig(method="sgd", model="cnn6", subset=64))
     task = load_task(config)
@@ -111,7 +122,7 @@ def test_a_probe_leaves_the_model_as_it_was():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
     probe = Probe(config, task, model, build_loss(config), full_batch=False)
-    measurement = probe.measure(0.1)
+    measurement = probe.measure(0.1, None)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
     assert all(p.grad is None for p in model.parameters())

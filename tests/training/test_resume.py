@@ -18,6 +18,8 @@ CONFIG = TrainConfig(
 CONFIGS = {
     "momentum": CONFIG,
     "adamw": replace(CONFIG, method="sam", every=None, optimizer="adamw", lr=0.01),
+    "rho falls": replace(CONFIG, rho_schedule="linear"),
+    "rho falls with the learning rate": replace(CONFIG, method="sam", every=None, rho_schedule="learning-rate"),
     "augmented cnn": replace(CONFIG, model="cnn6", widths=None, augment=True, subset=64, batch_size=16, steps=10),
 }
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from flatwise.training import TrainConfig
@@ -15,6 +17,31 @@ def test_cosine_goes_from_the_learning_rate_to_zero():
 def test_constant_is_constant():
     schedule = Schedule(TrainConfig(lr=0.4, steps=5, schedule="constant"), per_epoch=4)
     assert {schedule.lr(step) for step in range(6)} == {0.4}
+
+
+@pytest.mark.parametrize(
+    ("rho_schedule", "expected"),
+    [
+        ("constant", [0.2, 0.2, 0.2, 0.2]),
+        ("linear", [0.2, 0.15, 0.1, 0.0]),
+        ("cosine", [0.2, 0.1 + 0.1 * math.cos(math.pi / 4), 0.1, 0.0]),
+        ("learning-rate", [0.2, 0.1 + 0.1 * math.cos(math.pi / 4), 0.1, 0.0]),
+    ],
+)
+def test_rho_in_closed_form(rho_schedule, expected):
+    schedule = Schedule(TrainConfig(lr=0.4, rho=0.2, steps=20, rho_schedule=rho_schedule), per_epoch=4)
+    assert [schedule.rho(step, schedule.lr(step)) for step in (0, 5, 10, 20)] == pytest.approx(expected, abs=1e-12)
+
+
+def test_rho_counts_the_steps_that_were_taken_and_the_learning_rate_those_of_the_loop():
+    linear = Schedule(TrainConfig(lr=0.4, rho=0.2, steps=20, rho_schedule="linear"), per_epoch=4)
+    assert linear.rho(taken=5, lr=linear.lr(10)) == pytest.approx(0.15)
+    tied = Schedule(TrainConfig(lr=0.4, rho=0.2, steps=20, rho_schedule="learning-rate"), per_epoch=4)
+    assert tied.rho(taken=5, lr=tied.lr(10)) == pytest.approx(0.1)
+
+
+def test_a_method_without_rho_has_none():
+    assert Schedule(TrainConfig(method="sgd", lr=0.4, steps=20), per_epoch=4).rho(0, 0.4) is None
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import tyro
 
+from flatwise.cli.log import Log, mirrors
 from flatwise.training.config import Settings
 
 
@@ -21,7 +22,7 @@ class Compare:
     """Train methods over seeds on parallel processes, print a table and write a report; the same command continues."""
 
     methods: tuple[str, ...] = ("sgd", "sam", "eigen-sam")
-    """The methods to compare; rho, alpha, every and iterations go to those that have them."""
+    """The methods to compare; settings of methods, such as rho and alpha, go to those that have them."""
 
     seeds: int = 3
     """How many seeds: 0, 1, 2 ..."""
@@ -37,6 +38,9 @@ class Compare:
     out: Path | None = None
     """The folder of the comparison; default: runs/compare-HASH, where the hash stands for all settings."""
 
+    log: Log = ()
+    """Show the metrics in TensorBoard too (RUN/tensorboard), or in W&B (RUN/wandb, offline without WANDB_MODE), or both."""
+
     def run(self, words: Sequence[str]) -> int:
         """Make the runs, the table and the report."""
         from flatwise.experiments.arms import arms_of, baseline_of, pairs_of
@@ -49,7 +53,7 @@ class Compare:
         title = f"{', '.join(arm.label for arm in arms)} on {self.settings.data}"
         command = shlex.join(["flatwise", *words])
         comparison = Comparison(title, arms, range(self.seeds), baseline, pairs_of(arms, baseline), command)
-        return show(folder, carry_out({folder: comparison}, self.workers))
+        return show(folder, carry_out({folder: comparison}, self.workers, mirrors(self.log)))
 
     def _default_folder(self) -> Path:
         settings = json.dumps([self.methods, asdict(self.settings), self.equal_norm], sort_keys=True).encode()

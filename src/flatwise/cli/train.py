@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from flatwise.cli.log import Log, mirrors
 from flatwise.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ class Train:
     settings: Path | None = None
     """A JSON file with settings, named as here but with underscores; flags override it."""
 
+    log: Log = ()
+    """Show the metrics in TensorBoard too (RUN/tensorboard), or in W&B (RUN/wandb, offline without WANDB_MODE), or both."""
+
     def run(self, words: Sequence[str]) -> int:
         """Train, and say where the results lie."""
         from flatwise.training import Interrupted, resolved, train
@@ -42,10 +47,9 @@ class Train:
         config = resolved(settled.config)
         folder = settled.out or _default_folder(config)
         try:
-            with _progress() as progress:
-                run = train(config, folder, progress=progress)
+            run = train(config, folder, progress=True, mirrors=mirrors(settled.log))
         except Interrupted as stop:
-            return _stopped(stop)
+            return _stopped(stop, mirrors(settled.log))
         return _report(run)
 
     def _settled(self, words: Sequence[str]) -> Train:
@@ -70,14 +74,9 @@ def _default_folder(config: TrainConfig) -> Path:
     return Path("runs") / "-".join([*words, hashlib.sha256(settings).hexdigest()[:8]])
 
 
-def _progress() -> Any:
-    from flatwise.experiments.progress import step_progress
-
-    return step_progress()
-
-
-def _stopped(stop: Interrupted) -> int:
-    print(f"stopped at step {stop.step}; continue with: flatwise train --resume {stop.run.path}", file=sys.stderr)
+def _stopped(stop: Interrupted, log: list[str]) -> int:
+    words = ["flatwise", "train", "--resume", str(stop.run.path), *(["--log", *log] if log else [])]
+    print(f"stopped at step {stop.step}; continue with: {shlex.join(words)}", file=sys.stderr)
     return 128 + stop.signal
 
 

@@ -22,6 +22,9 @@ LABELS = {
 PASSES = {"sgd": 1.0}
 """Evaluations per step, roughly, where they are not two."""
 
+SETTINGS_OF_METHODS = (*METHOD_SETTINGS, "rho_schedule")
+"""They go to the methods that have them."""
+
 PAIRS = (("eigen-sam", "sam"), ("eigen-sam", "sam-equal-norm"))
 """Comparisons that interest beside those with the baseline."""
 
@@ -31,7 +34,7 @@ def arms_of(methods: Sequence[str], settings: Settings, *, equal_norm: bool = Tr
 
     Args:
         methods: names, each once.
-        settings: shared by all; rho, alpha, every and iterations go to the methods that have them.
+        settings: shared by all; those of methods, such as rho, go to the methods that have them.
         equal_norm: add, when eigen-sam is among the methods, SAM at its mean displacement norm: Eigen-SAM's displacement is
             longer than rho, and a longer SAM is flatter too.
 
@@ -67,10 +70,11 @@ def baseline_of(arms: Sequence[Arm]) -> str:
 
 def _arm(method: str, settings: Settings) -> Arm:
     values: dict[str, Any] = asdict(settings)
-    values |= {name: None for name in METHOD_SETTINGS if name not in method_settings(method)}
+    foreign = [name for name in SETTINGS_OF_METHODS if name not in method_settings(method)]
+    values |= {name: getattr(Settings, name) for name in foreign}
     config = TrainConfig(method=method, **values)
     return Arm(method, LABELS.get(method, method), config, weight=PASSES.get(method, 2.0))
 
 
 def _given(settings: Settings) -> list[str]:
-    return [name for name in METHOD_SETTINGS if getattr(settings, name) is not None]
+    return [name for name in SETTINGS_OF_METHODS if getattr(settings, name) != getattr(Settings, name)]

@@ -60,10 +60,10 @@ class Comparison:
     kind: str = "comparison"
     edge: str | None = None
 
-    def jobs(self, folder: Path) -> list[Job]:
+    def jobs(self, folder: Path, mirrors: Sequence[str] = ()) -> list[Job]:
         """All runs: those that others wait for first, then long before short, so that the processes end together."""
         arms = sorted(self.arms, key=lambda arm: (arm.norm_of is not None, not self._is_awaited(arm), -arm.weight))
-        return [self._job(folder, arm, seed) for arm in arms for seed in self.seeds]
+        return [self._job(folder, arm, seed, mirrors) for arm in arms for seed in self.seeds]
 
     def write(self, folder: Path) -> None:
         """Write `comparison.json`, which says what the folder holds."""
@@ -84,7 +84,7 @@ class Comparison:
     def _is_awaited(self, arm: Arm) -> bool:
         return any(other.norm_of == arm.name for other in self.arms)
 
-    def _job(self, folder: Path, arm: Arm, seed: int) -> Job:
+    def _job(self, folder: Path, arm: Arm, seed: int, mirrors: Sequence[str]) -> Job:
         model = folder / run_folder(arm.norm_of, seed) if arm.norm_of else None
         return Job(
             name=f"{arm.label}, seed {seed}",
@@ -92,6 +92,7 @@ class Comparison:
             config=partial(_settings, arm, seed, model),
             after=[model] if model else [],
             weight=arm.weight,
+            mirrors=mirrors,
         )
 
     def _entry(self, arm: Arm) -> dict[str, Any]:
@@ -107,12 +108,15 @@ def run_folder(arm: str, seed: int) -> str:
     return f"runs/{arm}/seed-{seed}"
 
 
-def carry_out(comparisons: dict[Path, Comparison], workers: int | None = None) -> dict[str, str]:
+def carry_out(
+    comparisons: dict[Path, Comparison], workers: int | None = None, mirrors: Sequence[str] = ()
+) -> dict[str, str]:
     """Make the runs of some comparisons together, on parallel processes; what is finished already is kept.
 
     Args:
         comparisons: each with its folder.
         workers: how many processes; by default as many as there are cores.
+        mirrors: "tensorboard" and "wandb", which every run is shown in as in `flatwise.training.train`.
 
     Returns:
         What failed: name of the run and reason. The other runs are made all the same.
@@ -123,7 +127,7 @@ def carry_out(comparisons: dict[Path, Comparison], workers: int | None = None) -
     """
     if workers is not None and workers < 1:
         raise ValueError(f"the number of processes must be at least 1, not {workers}")
-    jobs = [job for folder, comparison in comparisons.items() for job in comparison.jobs(folder)]
+    jobs = [job for folder, comparison in comparisons.items() for job in comparison.jobs(folder, mirrors)]
     for job in jobs:
         if not job.after:
             job.done()  # complains about foreign runs before anything starts
@@ -144,7 +148,10 @@ def _settings(arm: Arm, seed: int, model: Path | None) -> TrainConfig:
     config = replace(arm.config, seed=seed)
     if model is None:
         return config
-    norm = Run.open(model).summary.get("mean_displacement_norm")
+    measured = Run.open(model)
+    norm = measured.summary.get("mean_displacement_norm")
     if not norm:
         raise RunError(f"the displacement norm of {model} is not known, since that run has not finished")
-    return replace(config, rho=float(norm))
+    # Where rho changes, the control's changes likewise: it is the means over the steps that are equal.
+    mean_rho = measured.summary.get("mean_rho")
+    return replace(config, rho=float(norm) * (measured.config["rho"] / mean_rho if mean_rho else 1.0))

@@ -15,6 +15,7 @@ from typing import IO, Any, cast
 
 from flatwise.runs import Run
 from flatwise.training import TrainConfig, resolved
+from flatwise.training.mirrors import Mirrors
 
 PATIENCE = 30.0
 """Seconds that interrupted processes have for their checkpoints."""
@@ -30,6 +31,7 @@ class Job:
         config: its settings, asked for when it starts.
         after: folders of the runs that must be done before.
         weight: its share in the work, for the estimate of the remaining time.
+        mirrors: names of the mirrors that it is shown in.
     """
 
     name: str
@@ -37,16 +39,20 @@ class Job:
     config: Callable[[], TrainConfig]
     after: Sequence[Path] = ()
     weight: float = 1.0
+    mirrors: Sequence[str] = ()
 
     def done(self) -> bool:
-        """Whether the run is there already.
+        """Whether the run is there already, and in its mirrors.
 
         Raises:
             RunError: the folder holds another run.
+            ValueError: a mirror cannot be had.
         """
+        mirrors = Mirrors(self.mirrors)
         if not (self.folder / "config.json").exists():
             return False
-        return Run.create(self.folder, resolved(self.config()).to_dict(), {}).status != "unfinished"
+        run = Run.create(self.folder, resolved(self.config()).to_dict(), {})
+        return run.status != "unfinished" and mirrors.know(run)
 
 
 class Pool:
@@ -186,7 +192,7 @@ class Worker:
 
     def make(self, job: Job) -> Iterator[dict[str, Any]]:
         """Have it make a run, and yield its messages; they end early when the process does."""
-        order = {"config": job.config().to_dict(), "folder": str(job.folder)}
+        order = {"config": job.config().to_dict(), "folder": str(job.folder), "mirrors": list(job.mirrors)}
         try:
             self._inbox.write(json.dumps(order) + "\n")
             self._inbox.flush()

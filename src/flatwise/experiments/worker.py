@@ -27,7 +27,8 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         try:
-            run = train(TrainConfig.from_dict(job["config"]), job["folder"], progress=_throttled(say))
+            config = TrainConfig.from_dict(job["config"])
+            run = train(config, job["folder"], progress=_throttled(say), mirrors=job["mirrors"])
             say({"status": run.status})
         except Interrupted:
             return

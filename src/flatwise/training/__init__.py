@@ -10,11 +10,12 @@ from flatwise.training.config import Settings, TrainConfig
 if TYPE_CHECKING:
     from flatwise.training.loop import Interrupted as Interrupted
     from flatwise.training.loop import train as train
+    from flatwise.training.mirrors import Mirror as Mirror
     from flatwise.training.setup import resolved as resolved
 
-_HOMES = {"train": "loop", "Interrupted": "loop", "resolved": "setup"}
+_HOMES = {"train": "loop", "Interrupted": "loop", "Mirror": "mirrors", "resolved": "setup"}
 
-__all__ = ["Interrupted", "Settings", "TrainConfig", "resolved", "train"]
+__all__ = ["Interrupted", "Mirror", "Settings", "TrainConfig", "resolved", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -47,6 +47,9 @@ class Settings:
     rho: _Number = None
     """Length of the displacement; default: the method's."""
 
+    rho_schedule: Literal["constant", "linear", "cosine", "learning-rate"] = "constant"
+    """rho over the steps: constant, to 0 in a straight line or half a cosine, or in proportion to the learning rate."""
+
     alpha: _Number = None
     """Weight of the eigenvector in Eigen-SAM's displacement; default: the method's."""
 

@@ -45,9 +45,9 @@ def is_derived(config: TrainConfig, *, full_batch: bool, mode_matters: bool) -> 
     return as_trained and plain and config.method in _EDGES and not with_momentum
 
 
-def edges(config: TrainConfig, lr: float, gradient_norm: float, alignment: float) -> dict[str, Any]:
-    """The entries `edge`, `edge_name` and `gd_edge` of a probe record, at the current learning rate."""
+def edges(config: TrainConfig, lr: float, rho: float | None, gradient_norm: float, alignment: float) -> dict[str, Any]:
+    """The entries `edge`, `edge_name` and `gd_edge` of a probe record, at the current learning rate and rho."""
     name, edge = _EDGES[config.method]
-    at = Place(lr, config.momentum or 0.0, config.rho or 0.0, config.alpha or 0.0, gradient_norm, alignment)
+    at = Place(lr, config.momentum or 0.0, rho or 0.0, config.alpha or 0.0, gradient_norm, alignment)
     named = name.replace("GD edge 2/lr", "heavy-ball edge") if at.momentum else name
     return {"edge": float(edge(at)), "edge_name": named, "gd_edge": float(theory.gd_edge(lr))}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from flatwise.training.batches import Batches, chunks
 from flatwise.training.claim import claimed
 from flatwise.training.config import TrainConfig
 from flatwise.training.interruption import Interrupted, Interruption
+from flatwise.training.mirrors import Mirror, Mirrors
 from flatwise.training.probes import Probe
+from flatwise.training.progress import step_progress
 from flatwise.training.schedule import Schedule
 from flatwise.training.session import Session
 from flatwise.training.setup import build_loss, build_network, build_optimizer, resolved
@@ -28,7 +30,13 @@ from flatwise.training.tally import Tally
 Progress = Callable[[int, int], None]
 
 
-def train(config: TrainConfig, out: str | Path, *, progress: Progress | None = None) -> Run:
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    progress: Progress | bool | None = None,
+    mirrors: Iterable[str | Mirror] = (),
+) -> Run:
     """Train one model and leave a run folder; continue where an earlier process with the same settings stopped.
 
     A finished run is returned as it is. An interrupted one continues bitwise like one that was never interrupted.
@@ -36,7 +44,10 @@ def train(config: TrainConfig, out: str | Path, *, progress: Progress | None = N
     Args:
         config: the settings.
         out: the run folder.
-        progress: called after each step with the number of steps taken and their total.
+        progress: called after each step with the number of steps taken and their total; or True for a line with the
+            time left, in the terminal or a notebook.
+        mirrors: "tensorboard" (into OUT/tensorboard) and "wandb" (into OUT/wandb), or objects of your own like
+            `flatwise.training.Mirror`; each is told what is written to the metrics. They change nothing about the run.
 
     Returns:
         The run, finished or, where the loss became NaN or infinite, diverged.
@@ -45,32 +56,34 @@ def train(config: TrainConfig, out: str | Path, *, progress: Progress | None = N
         ValueError: for settings that do not fit (RunError: when the folder holds another run).
         Interrupted: after Ctrl-C, once a checkpoint is written.
     """
-    config = resolved(config)
-    with _surroundings(config):
-        return _train(config, Path(out), progress or (lambda _step, _total: None))
+    config, following = resolved(config), Mirrors(mirrors)
+    with _surroundings(config), _shown(progress) as show:
+        return _train(config, Path(out), show, following)
 
 
-def _train(config: TrainConfig, out: Path, progress: Progress) -> Run:
+def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors) -> Run:
     # Data, initial weights and the order of everything hang on the seed alone.
     task = load_task(config)
     model = build_network(config, task)
-    optimizer = build_optimizer(config, model)
     loss_of = build_loss(config)
     batches = Batches(task, config.batch_size, config.seed)
     schedule = Schedule(config, batches.per_epoch)
+    optimizer = build_optimizer(config, model, schedule.rho_factor)
     probe = Probe(config, task, model, loss_of, full_batch=batches.is_full)
 
     # The folder is the run: what is in it already is continued, not repeated.
     run = Run.create(out, config.to_dict(), environment(config.command(out)))
     if run.status != "unfinished":
+        mirrors.catch_up(run)
         return run
-    session = Session(run, model, optimizer, probe, Tally())
+    session = Session(run, model, optimizer, probe, Tally(), mirrors)
 
-    with claimed(run), Interruption() as interruption:
+    with claimed(run), mirrors, Interruption() as interruption:
         for step in range(session.resume(), schedule.total):
             # Measure at the weights that the step starts from.
             lr = schedule.lr(step)
-            measurement = probe.measure(lr) if schedule.probes(step) else None
+            rho = schedule.rho(session.taken(step), lr)
+            measurement = probe.measure(lr, rho) if schedule.probes(step) else None
             before = V.clone(session.weights()) if measurement else []
 
             # One step: the method asks for the loss here and there, then the base optimizer moves.
@@ -85,12 +98,12 @@ def _train(config: TrainConfig, out: Path, progress: Progress) -> Run:
                         loss = loss_of(model(x), y)
                     p.backward(loss, weight=len(y))
             optimizer.step()
-            session.count(time.perf_counter() - started)
+            session.count(time.perf_counter() - started, rho)
 
             # Write down what was measured.
             if measurement:
                 measurement.align("tracked", session.tracked_eigenvector())
-                session.record(step, step / batches.per_epoch, lr, measurement)
+                session.record(step, step / batches.per_epoch, lr, rho, measurement)
 
             # A loss that is no number ends the run; what it was until then stays.
             if reason := session.failure(step):
@@ -103,9 +116,9 @@ def _train(config: TrainConfig, out: Path, progress: Progress) -> Run:
                 raise Interrupted(run, step + 1, interruption.received)
             progress(step + 1, schedule.total)
 
-        return session.finished(
-            schedule.total, schedule.total / batches.per_epoch, probe.measure(schedule.lr(schedule.total))
-        )
+        end = schedule.total
+        lr = schedule.lr(end)
+        return session.finished(end, end / batches.per_epoch, probe.measure(lr, schedule.rho(session.taken(end), lr)))
 
 
 def load_task(config: TrainConfig) -> Task:
@@ -140,6 +153,12 @@ def _surroundings(config: TrainConfig) -> Generator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
+
+
+def _shown(progress: Progress | bool | None) -> AbstractContextManager[Progress]:
+    if progress is True:
+        return step_progress()
+    return nullcontext(progress or (lambda _step, _total: None))
 
 
 def _autocast(config: TrainConfig) -> torch.autocast:

@@ -62,8 +62,8 @@ class Probe:
         self._on = f"{len(inputs):,} training samples, evaluation mode, float32"
         self._has_edge = is_derived(config, full_batch=full_batch, mode_matters=self._mode_matters())
 
-    def measure(self, lr: float) -> Measurement:
-        """Everything that is measured at the weights as they are; `lr` is the learning rate of the coming step."""
+    def measure(self, lr: float, rho: float | None) -> Measurement:
+        """Everything that is measured at the weights as they are; `lr` and `rho` are those of the coming step."""
         values: dict[str, Any] = {"on": self._on}
         values["train_loss"], values["train_accuracy"] = self._evaluate(self._train)
         values["test_loss"], values["test_accuracy"] = self._evaluate(self._test)
@@ -74,7 +74,9 @@ class Probe:
             self._measure_curvature(measurement)
             measurement.align("gradient", gradient)
             if self._has_edge and lr > 0:
-                measurement.values |= edges(self._config, lr, values["gradient_norm"], values["alignment_gradient"])
+                measurement.values |= edges(
+                    self._config, lr, rho, values["gradient_norm"], values["alignment_gradient"]
+                )
         return measurement
 
     def _mode_matters(self) -> bool:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from flatwise.optim.schedules import Cosine, Linear, RhoSchedule, TiedToLearningRate
 from flatwise.training.config import TrainConfig
+
+_FALLS: dict[str, Callable[[float, int], RhoSchedule]] = {
+    "linear": lambda lr, steps: Linear(1.0, 0.0, steps),
+    "cosine": lambda lr, steps: Cosine(1.0, 0.0, steps),
+    "learning-rate": lambda lr, steps: TiedToLearningRate(highest=lr),
+}
+"""From the highest learning rate and the number of steps."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,17 @@ class Schedule:
         if self.config.schedule == "constant":
             return full
         return full * (1 + math.cos(math.pi * step / self.total)) / 2
+
+    @property
+    def rho_factor(self) -> RhoSchedule | None:
+        """What rho is multiplied with, from the steps taken and the learning rate; None where it stays as it is."""
+        fall = _FALLS.get(self.config.rho_schedule)
+        return fall(self.config.lr or 0.0, self.total) if fall else None
+
+    def rho(self, taken: int, lr: float) -> float | None:
+        """The rho of the step after `taken` steps, skipped ones not counted; None for a method without a rho."""
+        full, factor = self.config.rho, self.rho_factor
+        return full if full is None or factor is None else full * factor(taken, lr)
 
     def probes(self, step: int) -> bool:
         """Whether to measure before this step."""

@@ -13,6 +13,7 @@ from flatwise import vectors as V
 from flatwise.optim import SharpnessAware
 from flatwise.runs import Run
 from flatwise.training import checkpoints
+from flatwise.training.mirrors import Mirrors
 from flatwise.training.probes import Measurement, Probe
 from flatwise.training.tally import Tally
 from flatwise.vectors import Vector
@@ -39,6 +40,7 @@ class Session:
     optimizer: SharpnessAware
     probe: Probe
     tally: Tally
+    mirrors: Mirrors
 
     def save(self, step: int) -> None:
         """Write the checkpoint from which `resume` continues after so many steps."""
@@ -62,6 +64,7 @@ class Session:
             self._load(content)
         step = 0 if content is None else int(content["step"])
         self.run.rewind(step - 1)
+        self.mirrors.follow(self.run, step)
         return step
 
     def _load(self, content: dict[str, Any]) -> None:
@@ -88,8 +91,12 @@ class Session:
 
     # --- what is written down -----------------------------------------------------------------------------------------
 
-    def count(self, seconds: float) -> None:
-        """Take the step just made into the counts and means."""
+    def taken(self, step: int) -> int:
+        """How many of the steps before `step` were taken and not skipped."""
+        return step - int(self.tally.total("skipped"))
+
+    def count(self, seconds: float, rho: float | None) -> None:
+        """Take the step just made into the counts and means; its rho only where that changes."""
         numbers = self.optimizer.diagnostics
         was_skipped = numbers["skipped"] > self.tally.total("skipped")
         self.tally.count("skipped", was_skipped)
@@ -97,21 +104,23 @@ class Session:
         self.tally.count("seconds", seconds)
         self.tally.count("evaluations", numbers["evaluations"])
         if math.isfinite(numbers["displacement_norm"]):
-            self.tally.note({"displacement_norm": numbers["displacement_norm"]})
+            changing = {} if rho is None or self.optimizer.rho_schedule is None else {"rho": rho}
+            self.tally.note({"displacement_norm": numbers["displacement_norm"], **changing})
 
-    def record(self, step: int, epoch: float, lr: float, measurement: Measurement) -> None:
+    def record(self, step: int, epoch: float, lr: float, rho: float | None, measurement: Measurement) -> None:
         """Write the step just made, and what was measured before it, into the metrics."""
         numbers = self.optimizer.diagnostics
         now = {"step": step, "epoch": epoch}
         self.tally.note({name: measurement.values[name] for name in AVERAGED if name in measurement.values})
-        self.run.append({"kind": "train", **now, "loss": numbers["loss"], "lr": lr, **self._counts()})
+        rates = {"lr": lr} if rho is None else {"lr": lr, "rho": rho}
+        self._append({"kind": "train", **now, "loss": numbers["loss"], **rates, **self._counts()})
         displaced = {"displacement_norm": numbers["displacement_norm"]}
-        self.run.append({"kind": "probe", **now, **measurement.values, **displaced})
+        self._append({"kind": "probe", **now, **measurement.values, **displaced})
 
     def finished(self, step: int, epoch: float, measurement: Measurement) -> Run:
         """End the run with its final numbers."""
         values = measurement.values
-        self.run.append({"kind": "probe", "step": step, "epoch": epoch, **values})
+        self._append({"kind": "probe", "step": step, "epoch": epoch, **values})
         final = {FINAL[name]: value for name, value in values.items() if name in FINAL}
         self.run.finish("finished", {"steps": step, **final, **self.tally.means(), **self._counts()})
         return self.run
@@ -129,6 +138,10 @@ class Session:
         """End the run where it cannot go on."""
         self.run.finish("diverged", {"steps": step, "reason": reason, **self.tally.means(), **self._counts()})
         return self.run
+
+    def _append(self, record: dict[str, Any]) -> None:
+        self.run.append(record)
+        self.mirrors.record(record)
 
     def _counts(self) -> dict[str, Any]:
         return {

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flatwise import methods
 from flatwise.methods import Method
 from flatwise.optim import SharpnessAware
+from flatwise.optim.schedules import RhoSchedule
 from flatwise.tasks import Task, build_model, check_data_name, check_model_name
 from flatwise.training.config import METHOD_SETTINGS, TrainConfig
 
@@ -27,6 +28,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
     check_data_name(config.data)
     check_model_name(config.model)
     method = build_method(config)
+    _check_rho_schedule(config, method)
     sgd = config.optimizer == "sgd"
     return replace(
         config,
@@ -50,8 +52,21 @@ def build_method(config: TrainConfig) -> Method:
 
 
 def method_settings(method: str) -> set[str]:
-    """The settings that the method of this name has, such as rho."""
-    return {name for name in METHOD_SETTINGS if hasattr(methods.by_name(method), name)}
+    """The settings that the method of this name has, such as rho, and with it rho_schedule."""
+    found = {name for name in METHOD_SETTINGS if hasattr(methods.by_name(method), name)}
+    return found | {"rho_schedule"} if "rho" in found else found
+
+
+def _check_rho_schedule(config: TrainConfig, method: Method) -> None:
+    if config.rho_schedule == "constant":
+        return
+    useless = f"rho_schedule {config.rho_schedule} has no effect with"
+    if not hasattr(method, "rho"):
+        raise ValueError(f"{useless} method {config.method}, which has no rho; leave it out")
+    if not getattr(method, "rho", 0):
+        raise ValueError(f"{useless} rho 0; leave it out")
+    if config.rho_schedule == "learning-rate" and config.schedule == "constant":
+        raise ValueError(f"{useless} schedule constant, in which the learning rate does not change; leave it out")
 
 
 def build_network(config: TrainConfig, task: Task) -> nn.Module:
@@ -63,14 +78,14 @@ def build_network(config: TrainConfig, task: Task) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module) -> SharpnessAware:
-    """The method around the base optimizer; `config` is resolved."""
+def build_optimizer(config: TrainConfig, model: nn.Module, rho_schedule: RhoSchedule | None = None) -> SharpnessAware:
+    """The method around the base optimizer; `config` is resolved, `rho_schedule` as in `SharpnessAware`."""
     lr, decay = config.lr or 0.0, config.weight_decay
     if config.optimizer == "adamw":
         base = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=decay)
     else:
         base = torch.optim.SGD(model.parameters(), lr=lr, momentum=config.momentum or 0.0, weight_decay=decay)
-    return SharpnessAware(base, build_method(config), model=model)
+    return SharpnessAware(base, build_method(config), model=model, rho_schedule=rho_schedule)
 
 
 def build_loss(config: TrainConfig) -> Loss:

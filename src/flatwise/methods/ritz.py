@@ -83,7 +83,8 @@ def leading_ritz_vector(
     coupling = couplings[-1] * coordinates[-1]
     search.residual = abs(coupling)
     V.add_(vector, remainder, _free_step(coupling, search) * V.reciprocal(sizes[-1]))
-    return V.unit(vector)
+    V.scale_(vector, V.reciprocal(V.norm(vector)))
+    return vector
 
 
 def _orthogonalise(vector: Vector, basis: list[Vector], coordinates: Tensor) -> Tensor:
@@ -137,7 +138,9 @@ def _free_step(coupling: float, search: Search) -> float:
 
 
 def _combination(basis: list[Vector], coordinates: list[float]) -> Vector:
-    result = V.scale(basis[0], coordinates[0])
+    """The sum of the basis vectors by their coordinates, written into the first of them."""
+    result = basis[0]
+    V.scale_(result, coordinates[0])
     for vector, coordinate in zip(basis[1:], coordinates[1:]):
         V.add_(result, vector, coordinate)
     return result

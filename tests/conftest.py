@@ -11,7 +11,8 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in its background; some tests press Ctrl-C
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what runs in its background; some tests press Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 # The same examples every time, and as long as they take: a slow machine is no failure.
 settings.register_profile("flatwise", deadline=None, derandomize=True, database=None)

@@ -218,7 +218,7 @@ def test_bad_names_are_answered_at_once(tmp_path, mirrors, sentence):
 
 def test_a_run_of_the_callers_own_goes_on_beside_ours(tmp_path):
     wandb = pytest.importorskip("wandb")
-    with wandb.init(dir=tmp_path, settings=wandb.Settings(silent=True, console="off")) as mine:
+    with wandb.init(dir=tmp_path, mode="offline", settings=wandb.Settings(silent=True, console="off")) as mine:
         run = train(CONFIG, tmp_path / "run", mirrors=["wandb"])
         assert wandb.run is mine
         mine.log({"mine": 1})

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -68,6 +70,7 @@ class TensorBoard:
     def open(self, run: Run, step: int) -> int:
         """Make the folder, or go on in it."""
         known = self.knows(run)
+        _wait_for_the_next_second(run.path / self.folder)
         self._writer = self._make(run.path / self.folder, purge_step=step if known else None)
         if not known or step == 0:
             rows = (f"| {name} | {value} |" for name, value in run.config.items())
@@ -85,8 +88,16 @@ class TensorBoard:
         if run.status != "unfinished":
             settings = {name: _plain(value) for name, value in run.config.items()}
             final = _numbers({"kind": "final", **run.summary})
+            _wait_for_the_next_second(run.path / self.folder)
             self._writer.add_hparams(settings, final, run_name=".", global_step=run.summary["steps"])
         self._writer.close()
+
+
+def _wait_for_the_next_second(folder: Path) -> None:
+    """TensorBoard reads the files of a folder in the order of the whole seconds in their names."""
+    newest = max((int(file.name.split(".")[3]) for file in folder.glob("events.out.tfevents.*")), default=0)
+    while int(time.time()) == newest:
+        time.sleep(0.02)
 
 
 class Wandb:

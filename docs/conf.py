@@ -17,6 +17,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = ["_build"]
+suppress_warnings = ["sphinx_gallery.space_in_filename"]  # it looks at the whole path, and the project may lie anywhere
 
 # --- pages: Markdown that reads on its own as well --------------------------------------------------------------------
 

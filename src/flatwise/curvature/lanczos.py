@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flatwise import vectors as V
+from flatwise.curvature.checks import check_operator
 from flatwise.curvature.krylov import Krylov, fitted
 from flatwise.curvature.operator import Operator
 from flatwise.curvature.record import Record
@@ -148,10 +149,7 @@ def _checked(start: Vector) -> Vector:
 
 
 def _check(operator: Any, k: Any, tol: float) -> None:
-    if not isinstance(operator, Operator):
-        raise TypeError(
-            f"operator must be an Operator, as hessian or from_matrix make it, got {type(operator).__name__}"
-        )
+    check_operator(operator)
     if not isinstance(k, int) or isinstance(k, bool):
         raise TypeError(f"k must be an integer, got {k!r}")
     if not 1 <= k <= operator.size:

@@ -95,11 +95,15 @@ def test_the_links_of_a_page_lead_somewhere(path):
 
 
 PUBLIC = [
-    *(name for name in flatwise.__all__ if name not in ("__version__", "curvature", "methods", "schedules", "theory")),
+    *(
+        name
+        for name in flatwise.__all__
+        if name not in ("__version__", "curvature", "landscape", "methods", "schedules", "theory")
+    ),
     *(f"methods.{name}" for name in importlib.import_module("flatwise.methods").__all__),
     *(
         f"{package}.{name}"
-        for package in ("curvature", "optim.schedules", "theory")
+        for package in ("curvature", "landscape", "optim.schedules", "theory")
         for name, thing in vars(importlib.import_module(f"flatwise.{package}")).items()
         if getattr(thing, "__module__", "").startswith(f"flatwise.{package}") and not name.startswith("_")
     ),

@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "flatwise"
 GROUND = {"vectors", "objective", "modules"}
-LIBRARY = GROUND | {"methods", "optim", "curvature", "theory", "tasks", "runs"}
+LIBRARY = GROUND | {"methods", "optim", "curvature", "landscape", "theory", "tasks", "runs"}
 MAY_IMPORT = {
     "vectors": set(),
     "modules": set(),
@@ -17,17 +17,24 @@ MAY_IMPORT = {
     "optim": {"methods", "vectors", "modules"},
     "frameworks": {"optim", "methods", "vectors", "modules"},
     "curvature": {"vectors", "objective"},
+    "landscape": {"vectors", "objective", "modules"},
     "theory": {"vectors", "objective", "methods"},
     "tasks": set(),
     "runs": set(),
+    "processes": set(),
     "training": LIBRARY,
-    "experiments": LIBRARY | {"training"},
+    "experiments": LIBRARY | {"training", "processes"},
+    "measurements": LIBRARY | {"training", "processes"},
     "report": {"runs"},
-    "cli": LIBRARY | {"training", "experiments", "report", "__version__"},
+    "cli": LIBRARY | {"training", "processes", "experiments", "measurements", "report", "__version__"},
     "__main__": {"cli"},
     "__init__": LIBRARY,
 }
-PACKAGES = {room: {"torch"} for room in GROUND} | {"runs": set(), "tasks": {"torch", "torchvision", "sklearn"}}
+PACKAGES = {room: {"torch"} for room in GROUND} | {
+    "runs": set(),
+    "processes": set(),
+    "tasks": {"torch", "torchvision", "sklearn"},
+}
 NEVER = {"report": {"torch", "torchvision"}}
 FILES = {str(path.relative_to(SOURCE)): path for path in sorted(SOURCE.rglob("*.py"))}
 

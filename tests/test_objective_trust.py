@@ -1,5 +1,7 @@
 """Whether an objective is one function, and what is said if it is not; moving the weights and coming back."""
 
+import collections
+import itertools
 import math
 import random
 
@@ -208,3 +210,126 @@ def test_a_loader_of_a_dataset_is_gone_through_again_and_again():
     (x, y), *_ = batches(13)
     objective = Objective(mlp().double(), cross_entropy, DataLoader(TensorDataset(x, y), batch_size=4))
     assert objective.samples == objective.on(list(objective.data)).samples == 13
+
+
+# --- fixed subsets ----------------------------------------------------------------------------------------------------
+
+
+def numbered(*sizes):
+    """Batches whose samples are their own numbers."""
+    ends = np.cumsum([0, *sizes])
+    return [
+        (torch.arange(a, b).double()[:, None].expand(-1, 5), torch.arange(a, b) % 3)
+        for a, b in itertools.pairwise(ends)
+    ]
+
+
+def numbers(objective):
+    return [int(x) for inputs, _ in objective.data for x in inputs[:, 0]]
+
+
+def test_a_subset_is_fixed_random_and_as_large_as_asked_for():
+    objective = Objective(mlp().double(), cross_entropy, numbered(20, 20, 20, 7))
+    some = objective.subset(15, seed=4)
+    assert numbers(some) == sorted(set(numbers(some))) == numbers(objective.subset(15, seed=4))
+    assert some.samples == 15
+    assert numbers(objective.subset(15, seed=5)) != numbers(some)
+    assert numbers(objective.subset(67)) == list(range(67))
+    assert [len(y) for _, y in some.data] == [15]
+    assert [len(y) <= 20 for _, y in objective.subset(50).data] == [True] * 3
+    targets = torch.cat([y for _, y in some.data])
+    assert targets.tolist() == [n % 3 for n in numbers(some)]
+
+
+def test_every_sample_is_drawn_equally_often():
+    """Wherever it stands: in the first batch or a small last one."""
+    objective = Objective(mlp().double(), cross_entropy, numbered(20, 20, 5))
+    counts = torch.zeros(45)
+    for seed in range(600):
+        counts[numbers(objective.subset(9, seed))] += 1
+    assert float((counts - 120).abs().max()) < 4.5 * math.sqrt(600 * 0.2 * 0.8)
+
+
+def test_the_loss_on_a_subset_is_the_mean_over_it_and_the_record_names_it():
+    model, data, _ = problem("mlp")
+    some = Objective(model, cross_entropy, data).subset(6, seed=2)
+    alone = Objective(
+        model, cross_entropy, [(x[None], y[None]) for xs, ys in some.data for x, y in zip(xs, ys, strict=True)]
+    )
+    torch.testing.assert_close(some.value(), alone.value())
+    assert hessian(some).record.subset == "6 of 13 samples, drawn by seed 2"
+    assert hessian(some).record.samples == 6
+    assert hessian(some.on(data)).record.subset is None
+
+
+def test_subsets_of_a_loader_leave_all_random_states_alone():
+    own = torch.Generator().manual_seed(0)
+    loader = drawing_from_globals()
+    loader = DataLoader(loader.dataset, batch_size=5, collate_fn=loader.collate_fn, generator=own)
+    objective = Objective(mlp().double(), cross_entropy, loader)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state(), own.get_state()
+    some = objective.subset(4)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert torch.equal(own.get_state(), states[3])
+    assert some.value() == some.value()
+
+
+def test_subsets_of_batches_of_every_kind():
+    """Mappings, named tuples, texts, what all samples share; sequences of other lengths stay apart."""
+    Named = collections.namedtuple("Named", "x texts")
+    make = lambda a, b: {
+        "in": Named(torch.arange(a, b), [str(i) for i in range(a, b)]),
+        "scale": 3.0,
+        "share": torch.ones(()),
+    }
+    objective = Objective(mlp(), cross_entropy, [make(0, 6), make(6, 12)])
+    (batch,) = objective.subset(5).data
+    assert isinstance(batch["in"], Named)
+    assert batch["in"].texts == [str(i) for i in batch["in"].x.tolist()]
+    assert len(batch["in"].texts) == 5
+    assert (batch["scale"], batch["share"]) == (3.0, torch.ones(()))
+    ragged = Objective(mlp(), cross_entropy, [torch.ones(6, 4), torch.ones(6, 7)]).subset(12)
+    assert [tuple(b.shape) for b in ragged.data] == [(6, 4), (6, 7)]
+
+
+@pytest.mark.parametrize(
+    ("count", "kind", "words"),
+    [
+        (0, ValueError, "count must be at least 1, got 0"),
+        (14, ValueError, "a subset of 14 samples was asked for, but there are only 13"),
+        (2.0, TypeError, "count must be an integer, the number of samples, got 2.0"),
+    ],
+)
+def test_subsets_that_cannot_be_had(count, kind, words):
+    model, data, _ = problem("mlp")
+    with pytest.raises(kind, match=words):
+        Objective(model, cross_entropy, data).subset(count)
+
+
+# --- what workers of a loader draw ------------------------------------------------------------------------------------
+
+
+def noisy_collate(samples):
+    x, y = (torch.stack(parts) for parts in zip(*samples, strict=True))
+    return x + torch.from_numpy(np.random.normal(size=x.shape)), y
+
+
+def augmented_by_workers(persistent):
+    (x, y), *_ = batches(8)
+    settings = {"collate_fn": noisy_collate, "num_workers": 1, "persistent_workers": persistent}
+    return Objective(mlp().double(), cross_entropy, DataLoader(TensorDataset(x, y), batch_size=4, **settings))
+
+
+def test_workers_are_seeded_anew_for_each_pass():
+    objective = augmented_by_workers(persistent=False)
+    objective.check()
+    assert objective.value() == objective.value()
+
+
+def test_workers_that_persist_are_named_and_a_subset_holds_still():
+    objective = augmented_by_workers(persistent=True)
+    with pytest.raises(RuntimeError, match=r"the samples differ from pass to pass: .* that of a persistent worker"):
+        objective.check()
+    objective.subset(8).check()
+    assert hessian(objective, check=False).record.checked is False

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flatwise import curvature as curvature
+    from flatwise import landscape as landscape
     from flatwise import methods as methods
+    from flatwise import objective as objective
     from flatwise import theory as theory
     from flatwise.objective import Objective as Objective
     from flatwise.optim import SharpnessAware as SharpnessAware
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("curvature", "methods", "theory")
+_SUBPACKAGES = ("curvature", "landscape", "methods", "objective", "theory")
 _HOMES = {"Objective": "flatwise.objective"} | dict.fromkeys(
     ("SharpnessAware", "parameter_groups", "schedules", "two_pass", "unwrap"), "flatwise.optim"
 )
@@ -31,7 +33,9 @@ __all__ = [
     "SharpnessAware",
     "__version__",
     "curvature",
+    "landscape",
     "methods",
+    "objective",
     "parameter_groups",
     "schedules",
     "theory",

@@ -68,6 +68,76 @@ def test_the_random_part_differs_from_update_to_update():
     assert max(cosines) < 0.6
 
 
+def crossing(t, n=80):
+    """Two eigenvalues that cross at t = 1/2 while their vectors turn slowly."""
+    angle = torch.tensor(0.3 * t, dtype=torch.float64)
+    turn = torch.eye(n, dtype=torch.float64)
+    turn[0, 2], turn[2, 0], turn[0, 0], turn[2, 2] = -angle.sin(), angle.sin(), angle.cos(), angle.cos()
+    values = torch.linspace(0, 2, n, dtype=torch.float64)
+    values[0], values[1] = 5 - t, 4 + t
+    return from_matrix(turn @ torch.diag(values) @ turn.T)
+
+
+def test_a_pair_keeps_its_identity_where_eigenvalues_cross():
+    tracker, seen = EigenTracker(k=2, tol=1e-5), []
+    for t in np.linspace(0, 1, 6):
+        pairs = tracker.update(crossing(t))
+        falling = max(range(2), key=lambda i: abs(pairs.vectors[i][0][0]))
+        assert pairs.values[falling] == pytest.approx(5 - t, abs=1e-6)
+        seen.append((tracker.identities[falling], tracker.identities[1 - falling]))
+    assert falling == 1
+    assert set(seen) == {(0, 1)}
+
+
+def test_a_pair_that_was_not_there_before_has_a_new_identity():
+    n, e = 60, torch.eye(60)
+    bulk = torch.linspace(0, 1, n)
+    tracker, found = EigenTracker(k=2, tol=1e-5), []
+    for outliers in ({3: 5, 9: 4}, {3: 5, 20: 6}, {9: 4, 20: 6}):
+        tracker.update(from_matrix(torch.diag(bulk + sum(value * e[i] for i, value in outliers.items()))))
+        found.append(tracker.identities)
+    assert found == [[0, 1], [2, 0], [2, 3]]
+
+
+def outliers(*values):
+    return operator([*values, *np.linspace(-1, 1, 64 - len(values))])
+
+
+def test_above_a_threshold_more_pairs_are_followed_and_below_it_fewer_again():
+    tracker = EigenTracker(threshold=2.0, tol=1e-6)
+    for values in ([5], [5, 4.5, 4, 3.5], [5, 4.5, 4, 3.5, 3], [5, 1.5], [1.5, 1.2], [1.5, 1.2]):
+        pairs = tracker.update(outliers(*values))
+        above = sum(value > 2 for value in values)
+        assert sum(value > 2 for value in pairs.values) == above
+        assert pairs.values[:above] == pytest.approx(values[:above], rel=1e-6)
+        assert tracker.shortfall is None
+    assert len(pairs.values) == 1
+
+
+def test_a_budget_is_kept_and_what_it_was_too_small_for_is_told():
+    tracker, spent = EigenTracker(k=2, tol=1e-6, budget=6), []
+    for _ in range(6):
+        spent.append(tracker.update(outliers(5, 4.9, 3)).products)
+        shortfalls = tracker.shortfall
+        assert (shortfalls is None) == tracker.pairs.converged
+    assert max(spent) <= 6
+    assert tracker.products == sum(spent)
+    tracker = EigenTracker(k=2, tol=1e-9, budget=4)
+    tracker.update(outliers(5, 4.9, 3))
+    assert tracker.shortfall.startswith("not converged after 4 products")
+    crowded = EigenTracker(threshold=2.0, budget=10, tol=1e-2)
+    crowded.update(outliers(90, 8, 7, 6, 5, 4, 3))
+    assert crowded.shortfall == "all 2 eigenvalues that 10 products could find are above 2; there may be more"
+    with pytest.raises(ValueError, match="budget must be at least 3, got 2"):
+        EigenTracker(k=3, budget=2)
+
+
+def test_without_a_budget_a_warning_tells():
+    spread = operator(np.linspace(-1, 1, 3000), dtype=torch.float32)
+    with pytest.warns(UserWarning, match="not converged after 100 products"):
+        EigenTracker(tol=1e-6).update(spread)
+
+
 @pytest.mark.parametrize("stop", [0, 1, 3])
 def test_a_resumed_tracker_goes_on_bitwise(stop):
     straight, resumed = EigenTracker(k=2, seed=4), EigenTracker(k=2, seed=4)
@@ -85,6 +155,7 @@ def test_a_resumed_tracker_goes_on_bitwise(stop):
         assert a.values == b.values
         assert a.residuals == b.residuals
         assert a.products == b.products
+        assert straight.identities == resumed.identities
         assert all(torch.equal(x[0], y[0]) for x, y in zip(a.vectors, b.vectors, strict=True))
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatwise.theory import eigen_sam_edge, gd_edge, heavy_ball_edge, nesterov_edge, sam_edge, usam_edge
+from flatwise.theory import adam_edge, eigen_sam_edge, gd_edge, heavy_ball_edge, nesterov_edge, sam_edge, usam_edge
 
 lrs = st.floats(1e-4, 10)
 rhos = st.floats(1e-4, 10)
@@ -40,6 +40,9 @@ def test_the_plain_edges() -> None:
     assert nesterov_edge(0.1, 0.9) == pytest.approx(3.8 / 0.28)
     assert heavy_ball_edge(0.3, 0.0) == nesterov_edge(0.3, 0.0) == gd_edge(0.3)
     assert usam_edge(0.1, 0.1) == 10
+    assert adam_edge(0.1) == adam_edge(0.1, 0.9) == pytest.approx(380)
+    assert heavy_ball_edge(0.1, 0.9, 0.9) == pytest.approx(380)
+    assert adam_edge(0.3, 0.0) == gd_edge(0.3)
 
 
 def test_limits() -> None:
@@ -116,7 +119,8 @@ def test_numbers_of_any_kind_give_a_float() -> None:
 
 FUNCTIONS: dict[Callable[..., object], dict[str, float]] = {
     gd_edge: {"lr": 0.1},
-    heavy_ball_edge: {"lr": 0.1, "momentum": 0.9},
+    heavy_ball_edge: {"lr": 0.1, "momentum": 0.9, "dampening": 0.5},
+    adam_edge: {"lr": 0.1, "beta1": 0.9},
     nesterov_edge: {"lr": 0.1, "momentum": 0.9},
     sam_edge: {"lr": 0.1, "rho": 0.1, "gradient_norm": 1.0, "momentum": 0.0},
     usam_edge: {"lr": 0.1, "rho": 0.1},
@@ -128,6 +132,8 @@ OUTSIDE = {
     "alpha": [-1e-9],
     "gradient_norm": [-1.0],
     "momentum": [-0.1, 1.0],
+    "dampening": [-0.1, 1.0],
+    "beta1": [-0.1, 1.0],
     "alignment": [1.001, -2.0],
 }
 PLACES = [(function, name) for function, arguments in FUNCTIONS.items() for name in arguments]
@@ -199,6 +205,30 @@ def test_the_momentum_edge_is_where_frozen_steps_grow(lr: float, rho: float, nor
     for h, stable in ((edge * 0.999, True), (edge * 1.001, False)):
         effective = h + rho * h * h / norm
         step = np.array([[1 + beta - lr * effective, -beta], [1, 0]])  # of (w, w before)
+        assert bool(max(abs(np.linalg.eigvals(step))) < 1) is stable
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("dampening", [0.0, 0.3, 0.9])
+def test_the_edge_with_dampening_is_where_steps_of_torch_grow(beta: float, dampening: float) -> None:
+    lr = 0.1
+    edge = heavy_ball_edge(lr, beta, dampening if beta else 0.0)  # torch dampens momentum alone
+    for h, grows in ((edge * 0.99, False), (edge * 1.01, True)):
+        w = torch.ones(1, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.SGD([w], lr, momentum=beta, dampening=dampening)
+        for _ in range(4000):
+            w.grad = h * w.detach()
+            optimizer.step()
+        assert (abs(w.item()) > 1) is grows
+
+
+@given(st.floats(0.01, 1), momenta)
+def test_the_edge_of_adam_is_where_preconditioned_steps_with_a_running_mean_grow(lr: float, beta: float) -> None:
+    edge = adam_edge(lr, beta)
+    assert heavy_ball_edge(lr, beta, beta) == pytest.approx(edge)
+    for h, stable in ((edge * 0.999, True), (edge * 1.001, False)):
+        effective = (1 - beta) * lr * h
+        step = np.array([[1 - effective, -lr * beta], [(1 - beta) * h, beta]])  # of (w, running mean)
         assert bool(max(abs(np.linalg.eigvals(step))) < 1) is stable
 
 

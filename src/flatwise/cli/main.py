@@ -12,6 +12,7 @@ import tyro
 from flatwise.cli.compare import Compare
 from flatwise.cli.demo import Demo
 from flatwise.cli.listing import List
+from flatwise.cli.measure import Measure
 from flatwise.cli.report import Report
 from flatwise.cli.train import Train
 
@@ -34,6 +35,7 @@ COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "train": Train,
     "compare": Compare,
+    "measure": Measure,
     "report": Report,
     "list": List,
 }

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flatwise.curvature.adapters import Multiplies, as_operator
 from flatwise.curvature.blocks import random_block
-from flatwise.curvature.checks import check_count, check_operator
+from flatwise.curvature.checks import check_count
 from flatwise.curvature.estimate import Estimate, mean_of
 from flatwise.curvature.krylov import Krylov
 from flatwise.curvature.operator import Operator
@@ -78,23 +79,23 @@ class SpectralDensity:
         return span / 100 or 1.0
 
 
-def spectral_density(operator: Operator, probes: int = 8, steps: int = 64, *, seed: int = 0) -> SpectralDensity:
+def spectral_density(operator: Multiplies, probes: int = 8, steps: int = 64, *, seed: int = 0) -> SpectralDensity:
     """The spectral density of a symmetric operator, from `steps` Lanczos steps on each of `probes` random vectors.
 
     The eigenvalues of the tridiagonal matrix are the nodes of Gauss's quadrature, the squares of the first entries of its
     eigenvectors the weights. The Lanczos vectors are kept orthogonal, so no eigenvalue appears twice; `steps` Vectors are held.
 
     Args:
-        operator: symmetric, such as a `hessian`.
+        operator: symmetric, such as a `hessian`, or anything else that `as_operator` takes.
         probes: random vectors, >= 1; standard errors need 2.
         steps: products for each of them, >= 1; the operator's size is enough.
         seed: of the random vectors.
 
     Raises:
-        TypeError: `operator` is not an Operator, or a number no integer.
+        TypeError: `operator` is nothing that multiplies Vectors, or a number no integer.
         ValueError: a number below 1, or an operator that returns NaN or infinity.
     """
-    check_operator(operator)
+    operator = as_operator(operator, check=False)
     check_count("probes", probes, 1)
     check_count("steps", steps, 1)
     steps = min(steps, operator.size)

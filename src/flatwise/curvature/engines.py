@@ -32,7 +32,7 @@ class Forward:
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
-        self._bound = _Bound(objective)
+        self._bound = Bound(objective)
         _load_forward_mode()
 
     def __call__(self, vector: Vector) -> Vector:
@@ -44,7 +44,8 @@ class Forward:
         return list(product)
 
     def _tangents(self, part: Part, along: list[Tensor]) -> list[Tensor]:
-        named = {name: p for name, p in self._bound.named_parameters() if p.requires_grad}
+        own = frozenset(self._objective.parameters())
+        named = {name: p for name, p in self._bound.named_parameters() if p in own}
         with forward_ad.dual_level():
             duals = {n: forward_ad.make_dual(p, v) for (n, p), v in zip(named.items(), along, strict=True)}
             loss: Tensor = functional_call(self._bound, duals, (part.batch,))
@@ -61,7 +62,7 @@ def _load_forward_mode() -> None:
             forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
-class _Bound(nn.Module):
+class Bound(nn.Module):
     """Model and loss as one module, whose parameters can be exchanged for a call."""
 
     def __init__(self, objective: Objective) -> None:
@@ -70,6 +71,7 @@ class _Bound(nn.Module):
         self._objective = objective
 
     def forward(self, batch: Any) -> Tensor:
+        """The loss of a batch."""
         return self._objective.loss(batch)
 
 
@@ -121,13 +123,13 @@ class OneSided:
     def _settle(self) -> None:
         """Take the gradient at the weights, unless it is there already and they have not moved."""
         weights = self._objective.weights
-        if not all_agree(self._objective.groups, _are_same(weights, self._home), self._objective.device):
+        if not all_agree(self._objective.groups, are_same(weights, self._home), self._objective.device):
             self._home = V.clone(weights)
             _, *gradient = self._objective.wide_value_and_gradient()
             self._gradient = list(gradient)
 
 
-def _are_same(a: Vector, b: Vector) -> bool:
+def are_same(a: Vector, b: Vector) -> bool:
     """Whether two vectors are equal in every bit, on this process."""
     if [t.shape for t in V.present(a)] != [t.shape for t in V.present(b)]:
         return False

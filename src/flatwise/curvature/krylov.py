@@ -32,14 +32,17 @@ class Krylov:
         self.basis: list[Vector] = []
         self.matrix = torch.zeros(0, 0, dtype=torch.float64)
         self.products = 0
-        self.rounding = ROUNDING * min(V.epsilon(operator.like), torch.finfo(torch.float32).eps)
+        self.epsilon = min(V.epsilon(operator.like), torch.finfo(torch.float32).eps)
+        self.rounding = ROUNDING * self.epsilon
         self.noise = max(self.rounding, operator.error)
+        self.error = operator.error
+        self.record = operator.record
         self._operator = operator
         self._seeds = seeds
         for start in starts:
             self._join(start)
         while len(self.basis) < size:
-            self._join_random()
+            self.join_random()
 
     @property
     def done(self) -> int:
@@ -54,7 +57,7 @@ class Krylov:
     def multiply(self, *, last: bool = False) -> None:
         """Take the product with the first pending vector, or the last one; what is new in it joins the basis at its end."""
         while self.done == len(self.basis):  # an invariant subspace: what lies outside is found from a random vector
-            self._join_random()
+            self.join_random()
         if last:
             self._advance_last()
         image = self._image(self.basis[self.done])
@@ -81,12 +84,12 @@ class Krylov:
             V.add_(result, vector, coefficient)
         return V.unit(result)
 
-    def restart(self, keep: int) -> None:
-        """Go on with the `keep` best Ritz vectors and the pending vectors in place of the whole basis."""
+    def restart(self, keep: Tensor) -> None:
+        """Go on with the Ritz vectors at these places, and the pending vectors, instead of the whole basis."""
         values, _, coefficients = self.ritz()
-        best = coefficients[:, :keep]
+        best = coefficients[:, keep]
         self.basis = [self.combine(column) for column in best.T] + self.basis[self.done :]
-        self.matrix = torch.cat([torch.diag(values[:keep]), self.matrix[self.done :] @ best])
+        self.matrix = torch.cat([torch.diag(values[keep]), self.matrix[self.done :] @ best])
 
     def _advance_last(self) -> None:
         """Move the last pending vector before the other ones."""
@@ -102,7 +105,8 @@ class Krylov:
             V.scale_(rest, 1 / length)
             self._append(rest, coupling=0.0)
 
-    def _join_random(self) -> None:
+    def join_random(self) -> None:
+        """Add what is new in a random vector, at the end of the pending ones."""
         self._join(widened(V.random_like(self._operator.like, next(self._seeds))))
 
     def _append(self, vector: Vector, coupling: float) -> None:

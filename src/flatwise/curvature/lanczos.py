@@ -1,7 +1,9 @@
-"""The largest eigenpairs of a symmetric operator, by a Lanczos method with full reorthogonalisation and thick restarts.
+"""Eigenpairs at the ends of a symmetric operator's spectrum, by a Lanczos method with full reorthogonalisation, thick restarts.
 
-It starts from one vector per wanted pair (band Lanczos: Ruhe, Math. Comp. 33, 1979), as from a single one a multiple eigenvalue
-is seen once. A restart keeps the best Ritz vectors (Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000).
+A cold search goes from one random vector (for a given number of products that sees further than a block does) and, where several
+pairs are wanted, then looks for the copies of multiple eigenvalues, which one vector does not see. A warm one goes from a block
+of vectors (band Lanczos: Ruhe, Math. Comp. 33, 1979) and first looks for eigenvectors that they miss. A restart keeps the best
+Ritz vectors (Wu and Simon, SIAM J. Matrix Anal. Appl. 22, 2000).
 """
 
 from __future__ import annotations
@@ -10,24 +12,27 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
 from flatwise import vectors as V
-from flatwise.curvature.checks import check_operator
+from flatwise.curvature.adapters import Multiplies, as_operator
 from flatwise.curvature.krylov import Krylov, fitted
 from flatwise.curvature.operator import Operator
 from flatwise.curvature.record import Record
+from flatwise.curvature.wanted import Target, Wanted, Which, gaps
 from flatwise.vectors import Vector
 
-SEARCH = 5
-"""Products that a warm start takes first, one after the other from its first vector and a random one: the given vectors may
-belong to eigenvalues that are no longer the largest, and their residuals, small from the beginning, would not show it."""
+WARM, COLD = 5, 3
+"""Products that go into looking for eigenvectors that the others miss. A warm start takes them first, one after the other from
+its first vector and a random one: the given vectors may belong to eigenvalues that are no longer the largest, and their
+residuals, small from the beginning, would not show it. A cold one takes them last, from another random vector, until they find
+nothing."""
 
 BLEND = 0.02
-"""The share of the random vector in that one."""
+"""The share of the random vector in the first one of a warm start."""
 
 
 @dataclass(frozen=True)
@@ -37,105 +42,200 @@ class EigenPairs:
     Attributes:
         values: the eigenvalues, descending.
         vectors: unit eigenvectors in at least float32; their signs are arbitrary.
-        residuals: `norm(H v - value * v)` of each pair, with what the operator's own error may add; an eigenvalue of H lies
-            within this distance of the value.
+        residuals: `norm(H v - value * v)` of each pair, with what rounding and the operator's own error may add; an eigenvalue of H
+            lies within this distance of the value.
+        gaps: the distance of each value to the nearest other one that was seen, wanted or not; infinite where there was none. A
+            vector is off by about residual / gap (the sine of the angle), its value by about residual^2 / gap.
         products: how many products with the operator it took.
-        converged: whether every residual is within the tolerance that was asked for.
+        converged: whether the tolerance that was asked for was met.
         record: how the operator computes products: engine, precision, data, step. None where the operator has none.
     """
 
     values: list[float]
     vectors: list[Vector]
     residuals: list[float]
+    gaps: list[float]
     products: int
     converged: bool
     record: Record | None = None
 
 
 def top_eigenpairs(
-    operator: Operator,
+    operator: Multiplies,
     k: int = 1,
     tol: float = 1e-2,
     start: Vector | Sequence[Vector] | None = None,
     *,
+    which: Which = "largest",
+    target: Target = "vectors",
+    search: int | None = None,
     max_products: int | None = None,
     max_basis: int | None = None,
     seed: int = 0,
 ) -> EigenPairs:
-    """The `k` largest eigenvalues of a symmetric operator (algebraic: 1 is larger than -5), with their eigenvectors.
+    """Eigenvalues at an end of the spectrum of a symmetric operator, with their eigenvectors; by default the `k` largest.
 
-    Stops when every residual is at most `tol` times the absolute value of the largest eigenvalue, or is rounding.
+    Stops when every residual is at most `tol` times the absolute value of the outermost wanted eigenvalue, or is rounding, and no
+    other eigenvalue that is in sight can still turn out to be among the wanted ones.
 
     Args:
-        operator: symmetric, such as a `hessian`.
-        k: how many pairs, 1 to `operator.size`.
-        tol: the relative residual, > 0.
-        start: a Vector or several near the eigenvectors that are wanted, such as those of some steps before. An eigenvector
-            that they miss is found unless it is weak in a random vector and its eigenvalue less than a third above the others.
-        max_products: stop, with a warning, after so many products, at least k; by default 50 * (k + 1).
-        max_basis: how many Vectors may be held, by default 3 * k + 20. A restart needs up to twice as many.
-        seed: of the random start vectors.
+        operator: symmetric, such as a `hessian`, or anything else that `as_operator` takes.
+        k: how many pairs, 1 to `operator.size`; from each end where both are wanted.
+        tol: the relative residual, > 0; of the values if these are the target.
+        start: a Vector or several near the eigenvectors that are wanted, such as those of some steps before.
+        which: "largest" and "smallest" are algebraic (1 is larger than -5); "both" means `k` of each; "magnitude" the `k` of the
+            largest absolute value.
+        target: "values" stops when the values are known to `tol`, as residuals and gaps tell. That takes fewer products than to
+            know the vectors as well.
+        search: products for eigenvectors that the others miss, >= 0. By default 5 with a start and, where k > 1, 3 without one.
+            An eigenvector that a start misses is then found unless it is weak in a random vector and its eigenvalue less than a
+            third above the others. 0 trusts the start.
+        max_products: stop, with a warning, after so many products, at least as many as there are pairs; by default 50 for each,
+            and 50.
+        max_basis: how many Vectors may be held, by default 3 for each pair, and 20. A restart needs up to twice as many.
+        seed: of the random vectors.
 
     Raises:
-        TypeError: `operator` is not an Operator, or k not an integer.
+        TypeError: `operator` is nothing that multiplies Vectors, or k not an integer.
         ValueError: an argument out of its range, a start of another shape, or an operator that returns NaN or infinity.
     """
-    _check(operator, k, tol)
-    starts = _starts(start, operator.like, seed)
-    block = max(k, len(starts))
-    budget = 50 * (k + 1) if max_products is None else max_products
-    limit = 3 * block + 20 if max_basis is None else max_basis
-    _check_limits(k, block, budget, limit)
-    krylov = Krylov(operator, starts, min(block, operator.size), itertools.count(seed + 1))
-    search = min(SEARCH, budget - k) if starts else 0
-    while krylov.products < budget and not _believable(krylov, k, tol, block + search):
-        if len(krylov.basis) == limit:
-            krylov.restart(keep=(krylov.done + k) // 2)
-        krylov.multiply(last=krylov.products < search)
-    pairs = _best(krylov, k, tol, operator)
+    operator = as_operator(operator, check=False)
+    pairs = find(
+        operator, checked_wanted(operator, k, tol, which, target), tol, start, search, max_products, max_basis, seed
+    )
     if not pairs.converged:
-        warnings.warn(_complaint(pairs, tol, operator.error), stacklevel=2)
+        warnings.warn(complaint(pairs, tol, operator.error), stacklevel=2)
     return pairs
 
 
-def _believable(krylov: Krylov, k: int, tol: float, enough: int) -> bool:
-    return krylov.exhausted or (krylov.products >= enough and _converged(krylov, k, tol))
+def find(
+    operator: Operator,
+    wanted: Wanted,
+    tol: float,
+    start: Vector | Sequence[Vector] | None,
+    search: int | None,
+    max_products: int | None,
+    max_basis: int | None,
+    seed: int,
+) -> EigenPairs:
+    """`top_eigenpairs`, without a warning."""
+    starts = _starts(start, operator.like, seed, BLEND if search != 0 else 0.0)
+    block = max(1, len(starts))
+    budget = 50 * (wanted.count + 1) if max_products is None else max_products
+    limit = 3 * max(block, wanted.count) + 20 if max_basis is None else max_basis
+    _check_limits(wanted.count, block, budget, limit, search)
+    krylov = Krylov(operator, starts, min(block, operator.size), itertools.count(seed + 1))
+    run = _Search(krylov, wanted, tol, budget, limit)
+    if starts:
+        run.warm(WARM if search is None else search)
+    else:
+        run.cold(search if search is not None else COLD if wanted.count > 1 else 0)
+    return run.best()
 
 
-def _converged(krylov: Krylov, k: int, tol: float) -> bool:
-    if krylov.done < k:
-        return False
-    values, residuals, _ = krylov.ritz()
-    return _are_small(residuals[:k], values, tol, krylov.noise)
+class _Search:
+    """Products until the wanted pairs are found, or the budget is spent."""
+
+    def __init__(self, krylov: Krylov, wanted: Wanted, tol: float, budget: int, limit: int) -> None:
+        self._krylov = krylov
+        self._wanted = wanted
+        self._tol = tol
+        self._budget = budget
+        self._limit = limit
+
+    def warm(self, search: int) -> None:
+        """First the search from the last vector, then all of them."""
+        enough = len(self._krylov.basis) + min(search, self._budget - self._wanted.count)
+        while self._goes_on() and (self._krylov.products < enough or not self._has_found()):
+            self._multiply(last=self._krylov.products < search)
+
+    def cold(self, search: int) -> None:
+        """All that one random vector leads to, then what another one adds, as long as it changes what was found."""
+        before: Tensor | None = None
+        while self._goes_on():
+            if not self._has_found():
+                self._multiply()
+                continue
+            found = self._values()
+            if not search or (before is not None and bool((found - before).abs().max() <= self._allowed(found))):
+                return
+            before = found
+            self._look_elsewhere(search)
+
+    def best(self) -> EigenPairs:
+        """The wanted pairs as far as they are known."""
+        krylov, wanted = self._krylov, self._wanted
+        values, residuals, coefficients = krylov.ritz()
+        residuals = residuals + (krylov.error + krylov.epsilon) * values.abs().max()
+        places = wanted.of(values)
+        allowed = max(self._allowed(values[places]), krylov.rounding * values.abs().max().item())
+        return EigenPairs(
+            values[places].tolist(),
+            [krylov.combine(column) for column in coefficients[:, places].T],
+            residuals[places].tolist(),
+            gaps(values)[places].tolist(),
+            krylov.products,
+            wanted.found(values, residuals, allowed),
+            krylov.record,
+        )
+
+    def _goes_on(self) -> bool:
+        return self._krylov.products < self._budget and not self._krylov.exhausted
+
+    def _has_found(self) -> bool:
+        if self._krylov.done < self._wanted.count:
+            return False
+        values, residuals, _ = self._krylov.ritz()
+        rounding = self._krylov.noise * values.abs().max().item()
+        return self._wanted.found(values, residuals, max(self._allowed(values[self._wanted.of(values)]), rounding))
+
+    def _allowed(self, values: Tensor) -> float:
+        """The tolerance, relative to the outermost value."""
+        return self._tol * max(
+            abs(values[0].item()), abs(values[-1].item()) if self._wanted.which != "largest" else 0.0
+        )
+
+    def _values(self) -> Tensor:
+        values, _, _ = self._krylov.ritz()
+        return values[self._wanted.of(values)]
+
+    def _look_elsewhere(self, search: int) -> None:
+        self._make_room()
+        self._krylov.join_random()
+        for _ in range(search):
+            if self._goes_on():
+                self._multiply(last=True)
+
+    def _multiply(self, *, last: bool = False) -> None:
+        self._make_room()
+        self._krylov.multiply(last=last)
+
+    def _make_room(self) -> None:
+        """Keep the wanted pairs, and half of the others, where there is no room for more vectors."""
+        krylov, wanted = self._krylov, self._wanted
+        if len(krylov.basis) >= self._limit:
+            values, _, _ = krylov.ritz()
+            half = (krylov.done + wanted.count) // 2
+            krylov.restart(wanted.of(values, half * wanted.k // wanted.count))
 
 
-def _are_small(residuals: Tensor, values: Tensor, tol: float, noise: float) -> bool:
-    return residuals.max().item() <= max(tol * abs(values[0].item()), noise * values.abs().max().item())
-
-
-def _best(krylov: Krylov, k: int, tol: float, operator: Operator) -> EigenPairs:
-    values, residuals, coefficients = krylov.ritz()
-    residuals = residuals[:k] + operator.error * values.abs().max()
-    converged = krylov.done >= k and _are_small(residuals, values, tol, krylov.rounding)
-    vectors = [krylov.combine(column) for column in coefficients[:, :k].T]
-    return EigenPairs(values[:k].tolist(), vectors, residuals.tolist(), krylov.products, converged, operator.record)
-
-
-def _complaint(pairs: EigenPairs, tol: float, error: float) -> str:
+def complaint(pairs: EigenPairs, tol: float, error: float) -> str:
+    """Why pairs that have not converged have not."""
     limit = f" (products are known to {error:.1g} only)" if error > tol else ""
+    outermost = max(pairs.values, key=abs) if pairs.values[0] < 0 else pairs.values[0]
     return (
         f"not converged after {pairs.products} products: the largest residual is {max(pairs.residuals):.2g}, "
-        f"wanted {tol:g} * {abs(pairs.values[0]):.3g}{limit}; raise {'tol' if limit else 'max_products or tol'}"
+        f"wanted {tol:g} * {abs(outermost):.3g}{limit}; raise {'tol' if limit else 'max_products or tol'}"
     )
 
 
-def _starts(start: Vector | Sequence[Vector] | None, like: Vector, seed: int) -> list[Vector]:
+def _starts(start: Vector | Sequence[Vector] | None, like: Vector, seed: int, blend: float) -> list[Vector]:
     """The start vectors, the first of them last, with its random part: that is where the search begins."""
     if start is None or len(start) == 0:
         return []
     several = cast("Sequence[Vector]", [start] if _is_vector(start) else start)
     first, *others = [_checked(fitted(v, like, f"start vector {i}")) for i, v in enumerate(several)]
-    return [*others, V.add(V.unit(first), V.unit(V.random_like(first, seed)), BLEND)]
+    return [*others, V.add(V.unit(first), V.unit(V.random_like(first, seed)), blend)]
 
 
 def _is_vector(start: Vector | Sequence[Vector]) -> bool:
@@ -148,18 +248,28 @@ def _checked(start: Vector) -> Vector:
     return start
 
 
-def _check(operator: Any, k: Any, tol: float) -> None:
-    check_operator(operator)
+def checked_wanted(operator: Operator, k: Any, tol: float, which: Which, target: Target) -> Wanted:
+    """What is wanted of an operator; ValueError or TypeError where it cannot be."""
+    for name, value, choices in (("which", which, get_args(Which)), ("target", target, get_args(Target))):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
     if not isinstance(k, int) or isinstance(k, bool):
         raise TypeError(f"k must be an integer, got {k!r}")
     if not 1 <= k <= operator.size:
         raise ValueError(f"k must be from 1 to the size of the operator, {operator.size}, got {k}")
     if not 0 < tol < float("inf"):
         raise ValueError(f"tol must be a finite number > 0, got {tol}")
+    wanted = Wanted(k, which, target)
+    if wanted.count > operator.size:
+        raise ValueError(f"the operator has {operator.size} eigenvalues, fewer than {k} from both ends")
+    return wanted
 
 
-def _check_limits(k: int, block: int, budget: int, limit: int) -> None:
-    if budget < k:
-        raise ValueError(f"max_products must be at least k = {k}, got {budget}")
-    if limit < block + k + 3:
-        raise ValueError(f"max_basis must be at least {block + k + 3} for k = {k} and these start vectors, got {limit}")
+def _check_limits(count: int, block: int, budget: int, limit: int, search: int | None) -> None:
+    if budget < count:
+        raise ValueError(f"max_products must be at least k = {count}, got {budget}")
+    if search is not None and search < 0:
+        raise ValueError(f"search must be at least 0, got {search}")
+    least = max(block, count) + count + 3
+    if limit < least:
+        raise ValueError(f"max_basis must be at least {least} for k = {count} and these start vectors, got {limit}")

@@ -8,25 +8,25 @@ import torch
 
 from flatwise import vectors as V
 from flatwise.curvature import blocks
-from flatwise.curvature.checks import check_count, check_operator
+from flatwise.curvature.adapters import Multiplies, as_operator
+from flatwise.curvature.checks import check_count
 from flatwise.curvature.estimate import Estimate, mean_of, root_of
-from flatwise.curvature.operator import Operator
 from flatwise.vectors import Vector
 
 
-def frobenius_norm(operator: Operator, samples: int = 30, *, seed: int = 0) -> Estimate:
+def frobenius_norm(operator: Multiplies, samples: int = 30, *, seed: int = 0) -> Estimate:
     """The root of the sum of all squared eigenvalues: `size` times the mean of |Hz|^2 over random unit vectors, and its root.
 
     Args:
-        operator: symmetric, such as a `hessian`.
+        operator: symmetric, such as a `hessian`, or anything else that `as_operator` takes.
         samples: products, >= 2.
         seed: of the random vectors.
 
     Raises:
-        TypeError: `operator` is not an Operator, or samples not an integer.
+        TypeError: `operator` is nothing that multiplies Vectors, or samples not an integer.
         ValueError: samples below 2, or an operator that returns NaN or infinity.
     """
-    check_operator(operator)
+    operator = as_operator(operator, check=False)
     check_count("samples", samples, 2)
     found: list[float] = []
     for i in range(samples):
@@ -37,20 +37,20 @@ def frobenius_norm(operator: Operator, samples: int = 30, *, seed: int = 0) -> E
     return replace(root_of(square), record=operator.record)
 
 
-def diagonal(operator: Operator, samples: int = 30, *, seed: int = 0) -> tuple[Vector, Vector]:
+def diagonal(operator: Multiplies, samples: int = 30, *, seed: int = 0) -> tuple[Vector, Vector]:
     """The diagonal and the standard error of each of its entries: the mean of `z * Hz` over random signs (Bekas, Kokiopoulou
     and Saad 2007, with entries +-1, so that a diagonal operator is met exactly).
 
     Args:
-        operator: symmetric, such as a `hessian`.
+        operator: symmetric, such as a `hessian`, or anything else that `as_operator` takes.
         samples: products, >= 2.
         seed: of the random vectors.
 
     Raises:
-        TypeError: `operator` is not an Operator, or samples not an integer.
+        TypeError: `operator` is nothing that multiplies Vectors, or samples not an integer.
         ValueError: samples below 2, or an operator that returns NaN or infinity.
     """
-    check_operator(operator)
+    operator = as_operator(operator, check=False)
     check_count("samples", samples, 2)
     total, squares = (V.zeros_like(blocks.widened(operator.like)) for _ in range(2))
     for i in range(samples):

@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import torch
-
-from flatwise import vectors as V
-from flatwise.objective import Objective
+from flatwise.objective import Circumstances, Objective, circumstances
 
 Engine: TypeAlias = Literal["double", "forward", "differences", "one-sided"]
 
 
-@dataclass(frozen=True)
-class Record:
+@dataclass(frozen=True, kw_only=True)
+class Record(Circumstances):
     """The circumstances of a measurement of curvature; plain values all of them.
 
     Attributes:
@@ -34,56 +31,15 @@ class Record:
         tf32: whether float32 may be rounded to TF32 (on a CPU: bfloat16) in products of matrices or in convolutions.
         deterministic: whether only deterministic algorithms were allowed.
         torch: its version.
+        subset: which samples, where they were drawn from the data by `Objective.subset`.
     """
 
     engine: Engine
     reason: str
     error: float
-    step: int | None
-    samples: float
-    processes: int
-    parameters: int
-    mode: str
-    seed: int
-    draws: bool
-    checked: bool
-    dtype: str
-    device: str
-    tf32: bool
-    deterministic: bool
-    torch: str
 
 
 def record(objective: Objective, engine: Engine, reason: str, error: float, step: int | None) -> Record:
     """The record of an objective as it is measured now."""
-    weights = V.present(objective.weights)
-    coarsest = max(weights, key=lambda t: torch.finfo(t.dtype).eps)
-    return Record(
-        engine=engine,
-        reason=reason,
-        error=error,
-        step=step,
-        samples=objective.samples,
-        processes=objective.processes,
-        parameters=V.size(weights),
-        mode=_mode(objective),
-        seed=objective.seed,
-        draws=objective.preflight().draws,
-        checked=objective.is_checked,
-        dtype=str(coarsest.dtype).removeprefix("torch."),
-        device=str(objective.device),
-        tf32=torch.get_float32_matmul_precision() != "highest" or _convolves_in_tf32(objective.device),
-        deterministic=torch.are_deterministic_algorithms_enabled(),
-        torch=str(torch.__version__),
-    )
-
-
-def _convolves_in_tf32(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.backends.cudnn.allow_tf32
-
-
-def _mode(objective: Objective) -> str:
-    if objective.mode != "current":
-        return objective.mode
-    flags = {m.training for m in objective.model.modules()}
-    return f"current ({'mixed' if len(flags) > 1 else 'train' if True in flags else 'eval'})"
+    found = circumstances(objective, objective.preflight().draws, step)
+    return Record(engine=engine, reason=reason, error=error, **found)

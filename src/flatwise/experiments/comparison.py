@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flatwise.experiments.pool import Job, Pool
+from flatwise.experiments.jobs import SERVER, Job
 from flatwise.experiments.progress import overall_progress
+from flatwise.processes import Pool, cores
 from flatwise.runs import Run, RunError, write_json
 from flatwise.training import TrainConfig
 
@@ -135,12 +135,7 @@ def carry_out(
         folder.mkdir(parents=True, exist_ok=True)
         comparison.write(folder)
     with overall_progress(len(jobs)) as progress:
-        return Pool(jobs, workers or cores(), min(comparisons) / "log.txt", progress).run()
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return Pool(jobs, SERVER, workers or cores(), min(comparisons) / "log.txt", progress).run()
 
 
 def _settings(arm: Arm, seed: int, model: Path | None) -> TrainConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, get_args
 
 import torch
@@ -38,6 +38,14 @@ def check_limits(micro_batch: Any, max_memory: Any) -> None:
         raise ValueError("give micro_batch or max_memory, not both: the second chooses the first")
 
 
+def check_subset(count: Any) -> None:
+    """Refuse what is no number of samples."""
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise TypeError(f"count must be an integer, the number of samples, got {count!r}")
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
+
+
 def differentiable(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that require grad; there must be some, and they must be real."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -46,6 +54,14 @@ def differentiable(model: nn.Module) -> list[nn.Parameter]:
     if any(p.is_complex() for p in parameters):
         raise ValueError("complex parameters are not supported; hold them as torch.view_as_real(...)")
     return parameters
+
+
+def chosen(parameters: Sequence[nn.Parameter], some: Collection[nn.Parameter]) -> list[nn.Parameter]:
+    """Those of the parameters that are among some, in their order; there must be one."""
+    found = [p for p in parameters if p in some]
+    if not found:
+        raise ValueError("none of the chosen parameters requires grad, so there is nothing to differentiate")
+    return found
 
 
 def checked_weight(weight: Any) -> float:
@@ -64,7 +80,7 @@ def checked_loss(loss: Any) -> Tensor:
         raise ValueError(
             f"loss_fn must return one real number, got {loss.dtype} of shape {tuple(loss.shape)}; take the mean"
         )
-    if not loss.requires_grad:
+    if torch.is_grad_enabled() and not loss.requires_grad:
         raise ValueError("the loss does not depend on any parameter that requires grad; was it detached?")
     return loss.reshape(())
 

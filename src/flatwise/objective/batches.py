@@ -47,7 +47,12 @@ def slices(batch: Any, size: int) -> Iterator[Any]:
         yield batch if size >= count else _part(batch, count, slice(start, start + size))
 
 
-def _part(batch: Any, count: int, where: slice) -> Any:
+def chosen_rows(batch: Any, places: Tensor) -> Any:
+    """The batch with those of its samples alone that are at some places, a tensor of integers; tensors are copied."""
+    return _part(batch, samples(batch), places)
+
+
+def _part(batch: Any, count: int, where: slice | Tensor) -> Any:
     if isinstance(batch, Tensor):
         return batch[where] if batch.ndim and len(batch) == count else batch
     if isinstance(batch, Mapping):
@@ -56,11 +61,15 @@ def _part(batch: Any, count: int, where: slice) -> Any:
             part[key] = _part(value, count, where)
         return part
     if _is_plain(batch, count):
-        return batch[where]
+        return batch[where] if isinstance(where, slice) else _of_kind(batch, [batch[i] for i in where.tolist()])
     if isinstance(batch, (tuple, list)):
         parts = [_part(value, count, where) for value in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
     return batch
+
+
+def _of_kind(sequence: Any, entries: list[Any]) -> Any:
+    return type(sequence)(entries)
 
 
 def _is_plain(batch: Any, count: int) -> TypeGuard[Sequence[Any]]:

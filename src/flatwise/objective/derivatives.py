@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, cast
@@ -17,20 +18,36 @@ _HARMLESS = {"_NoopSaveInputsBackward"}
 
 
 def gradient(
-    outputs: list[Tensor], parameters: Sequence[Tensor], along: list[Tensor] | None = None, *, again: bool = False
+    outputs: list[Tensor],
+    parameters: Sequence[Tensor],
+    along: list[Tensor] | None = None,
+    *,
+    again: bool = False,
+    keep: bool = False,
 ) -> list[Tensor]:
-    """The derivative of `outputs` along `along`, zeros for unused parameters; differentiable once more if `again`."""
-    found = torch.autograd.grad(outputs, parameters, along, create_graph=again, allow_unused=True)
+    """The derivative of `outputs` along `along`, zeros for unused parameters; differentiable once more if `again`.
+
+    With `keep` the graph stays, for the next derivative of the same outputs.
+    """
+    found = torch.autograd.grad(
+        outputs, parameters, along, create_graph=again, retain_graph=again or keep, allow_unused=True
+    )
     return _dense(cast(Vector, found), parameters)
 
 
 def hessian_product(loss: Tensor, parameters: Sequence[Tensor], along: Sequence[Tensor]) -> list[Tensor]:
     """The Hessian of the loss times `along`, by differentiating the gradient."""
-    first = gradient([loss], parameters, again=True)
-    curved = [(g, v) for g, v in zip(first, along, strict=True) if g.requires_grad]
+    return differentiated(gradient([loss], parameters, again=True), parameters, along)
+
+
+def differentiated(
+    first: Sequence[Tensor], parameters: Sequence[Tensor], along: Sequence[Tensor], *, keep: bool = False
+) -> list[Tensor]:
+    """The derivative of a gradient with a graph of its own, along a vector; with `keep` the graph stays."""
+    curved = [(g, v.to(g.dtype)) for g, v in zip(first, along, strict=True) if g.requires_grad]
     if not curved:  # the loss is linear in the weights
         return [torch.zeros_like(p) for p in parameters]
-    return gradient([g for g, _ in curved], parameters, [v.to(g.dtype) for g, v in curved])
+    return gradient([g for g, _ in curved], parameters, [v for _, v in curved], keep=keep)
 
 
 def gradient_by_backward(loss: Tensor, parameters: Sequence[Tensor], others: Iterable[Tensor]) -> list[Tensor]:
@@ -66,6 +83,19 @@ def twice_differentiable(model: nn.Module) -> Generator[None]:
         if recurrent and torch.backends.cudnn.is_available():
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
+
+
+@contextmanager
+def without_graph() -> Generator[None]:
+    """No graph, but the same numbers: without gradients, transformer layers in evaluation mode would compute in another way."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "None of the inputs have requires_grad=True")  # activation checkpointing
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def custom_functions(loss: Tensor) -> list[str]:

@@ -31,10 +31,14 @@ class Displacement:
         V.add_(self._weights, vector, length)
         self._tell()
 
+    def at(self, weights: Sequence[Tensor | None]) -> None:
+        """Go to these weights, bitwise; where there is None, they stay as they are."""
+        V.copy_(self._weights, weights)
+        self._tell()
+
     def back(self) -> None:
         """Go home."""
-        V.copy_(self._weights, self.home)
-        self._tell()
+        self.at(self.home)
 
     def __enter__(self) -> Displacement:
         return self

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from flatwise import vectors as V
-from flatwise.objective.batches import samples, slices
+from flatwise.objective.batches import samples
 
 if TYPE_CHECKING:
     from flatwise.objective.objective import Objective
@@ -99,7 +99,7 @@ def forecast(objective: Objective) -> Forecast:
     weights = objective.weights
     direction = V.random_like(weights, objective.seed)
     trial = objective.uncut() if objective.in_step else objective.uncut().alone()
-    parts = [] if first is None else [next(slices(first, size)) for size in _trial_sizes(samples(first))]
+    parts = [] if first is None else [objective.beginning(first, size) for size in _trial_sizes(samples(first))]
     return Forecast(
         parameters=V.size(weights),
         vector=sum(t.numel() * t.element_size() for t in V.locals_of(V.present(weights))),

@@ -31,7 +31,7 @@ def check_mean(objective: Objective, size: int) -> None:
     trial = objective.without_noise() if objective.in_step else objective.without_noise().alone()
     if batch is None and not objective.in_step:
         return
-    some = [] if batch is None else [next(slices(batch, max(2 * size, 3)))]
+    some = [] if batch is None else [objective.beginning(batch, max(2 * size, 3))]
     parts = [part for batch in some for part in slices(batch, max(1, 2 * samples(batch) // 3))]
     whole, mean = float(trial.on(some).value()), float(trial.on(parts).value())
     if not abs(whole - mean) <= max(TOLERANCE, 2 * V.epsilon(objective.weights)) * max(abs(whole), abs(mean)):

@@ -19,6 +19,7 @@ from flatwise.objective.displacement import Displacement
 from flatwise.objective.forecast import Forecast
 from flatwise.objective.preflight import Preflight
 from flatwise.objective.randomness import python_seeded, set_seed
+from flatwise.objective.subsets import drawn
 from flatwise.vectors import Vector
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -79,8 +80,11 @@ class Objective:
         self.max_memory = max_memory
         self._weight = samples if weight is None else weight
         self.is_checked = False
+        self.drawn: str | None = None
         self._shards = sharded(self.model)
         self._by_backward: bool | None = True if self._shards else None
+        self._graph = True
+        self._chosen: frozenset[nn.Parameter] | None = None
         self._preflights: dict[Any, Preflight] = {}
         self._samples: float | None = None
         self._planned, self._cut = False, cast("int | None", None)
@@ -95,8 +99,9 @@ class Objective:
         return [p.detach() for p in self.parameters()]
 
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters that require grad."""
-        return arguments.differentiable(self.model)
+        """The parameters that require grad; those that `limited` chose, where it did."""
+        found = arguments.differentiable(self.model)
+        return found if self._chosen is None else arguments.chosen(found, self._chosen)
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +127,37 @@ class Objective:
 
     def on(self, data: Iterable[Any]) -> Objective:
         """The same objective on other data, such as some of its batches."""
-        return self._with(data=repeatable(data, self.seed), _samples=None, is_checked=False)
+        return self._with(data=repeatable(data, self.seed), drawn=None, _samples=None, is_checked=False)
+
+    def subset(self, count: int, seed: int = 0) -> Objective:
+        """The same objective on a fixed random subset of its samples, which the record of what is measured names.
+
+        It takes one pass over the data. The samples are kept in memory, in batches as large as those of the data: to measure
+        while training, on as many as a training batch holds.
+
+        Args:
+            count: how many samples, >= 1; where processes share the data, each draws so many of its own.
+            seed: of the choice. The same seed draws the same samples from the same data.
+
+        Raises:
+            TypeError: count is not an integer.
+            ValueError: it is below 1, or there are fewer samples.
+        """
+        arguments.check_subset(count)
+        with self.evaluation():
+            data, total = drawn(self.data, count, seed)
+        note = f"{count} of {total} samples, drawn by seed {seed}"
+        return self._with(data=data, drawn=note, _samples=None, is_checked=False)
+
+    def limited(self, parameters: Iterable[nn.Parameter]) -> Objective:
+        """The same objective as a function of some of its parameters alone: Vectors run over these, and nothing else is computed.
+
+        Raises:
+            ValueError: none of them requires grad.
+        """
+        chosen = frozenset(parameters)
+        arguments.chosen(self.parameters(), chosen)
+        return self._with(_chosen=chosen)
 
     def alone(self) -> Objective:
         """The same objective on the data of this process alone."""
@@ -135,6 +170,14 @@ class Objective:
     def without_noise(self) -> Objective:
         """The same objective, in evaluation mode if the loss draws random numbers."""
         return self._with(mode="eval") if self.preflight().draws else self
+
+    def without_graph(self) -> Objective:
+        """The same objective for its value alone: no graph is kept, so it is faster and takes less memory.
+
+        A loss that differentiates something itself cannot do without one; a loss that cannot be differentiated can.
+        """
+        self._plan()
+        return self._with(_graph=False)
 
     def _with(self, **changes: Any) -> Objective:
         other = copy.copy(self)
@@ -208,7 +251,7 @@ class Objective:
 
     def preflight(self) -> Preflight:
         """Whether the loss can be differentiated twice: tried on a few samples, once as long as modes and frozen layers stay."""
-        state = self._state()
+        state = self.state()
         if state not in self._preflights:
             self._preflights = {state: preflight.preflight(self)}
         return self._preflights[state]
@@ -237,11 +280,11 @@ class Objective:
 
     @contextmanager
     def evaluation(self) -> Generator[None]:
-        """Inside, the model is in its mode, random numbers are seeded and gradients on; afterwards everything is as before."""
+        """Inside, the model is in its mode, random numbers are seeded and gradients as asked for; afterwards all is as before."""
         with measuring(self.model, self.mode), generator_kept(self.data), python_seeded(self.seed), _eagerly():
             set_seed(self.seed, devices([*self.model.parameters(), *self.model.buffers()]))
             try:
-                with torch.inference_mode(False), torch.enable_grad():
+                with torch.inference_mode(False), torch.enable_grad() if self._graph else derivatives.without_graph():
                     yield
             finally:
                 self._reshard()
@@ -256,16 +299,29 @@ class Objective:
         size = self._cut
         for whole in self.data:
             for batch in [whole] if size is None else slices(whole, size):
-                if weight := arguments.checked_weight(self._weight(batch)):
+                if weight := self.counts(batch):
                     yield Part(batch, weight)
 
     def first(self) -> Any:
         """The first batch of this process, uncut; None if it has none."""
-        return next((batch for batch in self.data if arguments.checked_weight(self._weight(batch))), None)
+        return next((batch for batch in self.data if self.counts(batch)), None)
+
+    def counts(self, batch: Any) -> float:
+        """What a batch counts in the mean: its samples, or its weight."""
+        return arguments.checked_weight(self._weight(batch))
+
+    def beginning(self, batch: Any, size: int) -> Any:
+        """The first of the parts of a batch, of at most so many samples, that counts: the first samples may predict no token."""
+        return next((part for part in slices(batch, size) if self.counts(part)), batch)
 
     def loss(self, batch: Any) -> Tensor:
         """The loss of a batch, a 0-d tensor with its graph."""
         return arguments.checked_loss(self.loss_fn(self.model, batch))
+
+    def state(self) -> tuple[bool, ...]:
+        """What may change from call to call, besides values: which parameters require grad, and the modes."""
+        free = tuple(p.requires_grad for p in self.model.parameters())
+        return free if self.mode != "current" else free + tuple(m.training for m in self.model.modules())
 
     # --- private ------------------------------------------------------------------------------------------------------
 
@@ -279,11 +335,6 @@ class Objective:
         if not averages.all_agree(self.groups, size is None, self.device):
             micro_batches.check_mean(self.uncut(), size or 1)
         self._cut, self._planned = size, True
-
-    def _state(self) -> tuple[bool, ...]:
-        """What may change from call to call, and with it how the loss can be differentiated."""
-        free = tuple(p.requires_grad for p in self.model.parameters())
-        return free if self.mode != "current" else free + tuple(m.training for m in self.model.modules())
 
     def _scalar(self) -> list[Tensor]:
         first = self.parameters()[0]

@@ -16,7 +16,7 @@ from flatwise import vectors as V
 from flatwise.modules import RandomState, devices
 from flatwise.objective import derivatives
 from flatwise.objective.averages import all_agree
-from flatwise.objective.batches import samples, slices
+from flatwise.objective.batches import samples
 from flatwise.objective.differences import central, reach
 from flatwise.vectors import Vector
 
@@ -75,13 +75,13 @@ def few(objective: Objective, *, share: int | None = None) -> Objective:
     whole = objective.uncut().on([] if batch is None else [batch])
     if share == 1:
         return whole
-    small = whole.on([_beginning(batch, share) for batch in whole.data])
+    small = whole.on([_beginning(whole, batch, share) for batch in whole.data])
     return small if all_agree(objective.groups, _works(small), objective.device) else whole
 
 
-def _beginning(batch: Any, share: int | None) -> Any:
+def _beginning(objective: Objective, batch: Any, share: int | None) -> Any:
     try:
-        return next(slices(batch, TRIAL if share is None else max(ENOUGH, samples(batch) // share)))
+        return objective.beginning(batch, TRIAL if share is None else max(ENOUGH, samples(batch) // share))
     except ValueError:  # nothing in it that could be cut
         return batch
 

@@ -1,7 +1,20 @@
 """Reports: run folders in, one self-contained HTML page and tables out. Never imports torch."""
 
+from flatwise.report.measured_table import print_measurements
+from flatwise.report.measurement_page import build_measurements
 from flatwise.report.page import build, build_runs
 from flatwise.report.statistics import Interval, mean_interval, paired_difference
 from flatwise.report.tables import Table, print_table, table
 
-__all__ = ["Interval", "Table", "build", "build_runs", "mean_interval", "paired_difference", "print_table", "table"]
+__all__ = [
+    "Interval",
+    "Table",
+    "build",
+    "build_measurements",
+    "build_runs",
+    "mean_interval",
+    "paired_difference",
+    "print_measurements",
+    "print_table",
+    "table",
+]

@@ -20,6 +20,9 @@ from flatwise.report.study import Study, read, read_runs
 from flatwise.report.tables import study_table
 from flatwise.runs import replacing
 
+MEASURED = "measurements/report.html"
+"""Where `flatwise measure` leaves its page in the folder of a run or a comparison."""
+
 
 def build(folder: str | Path) -> Path:
     """Write `report.html` into a comparison, edge or run folder, and return its path.
@@ -28,7 +31,8 @@ def build(folder: str | Path) -> Path:
         RunError: the folder is none of these.
     """
     folder = Path(folder)
-    return _write(read(folder), folder / "report.html")
+    measured = MEASURED if (folder / MEASURED).is_file() else None
+    return _write(read(folder), folder / "report.html", measured)
 
 
 def build_runs(paths: Sequence[str | Path], out: str | Path) -> Path:
@@ -40,16 +44,17 @@ def build_runs(paths: Sequence[str | Path], out: str | Path) -> Path:
     return _write(read_runs(paths), Path(out))
 
 
-def render(study: Study) -> str:
-    """The page as text."""
+def render(study: Study, measured: str | None = None) -> str:
+    """The page as text, with a link to the page `measured` about the curvature of checkpoints, if there is one."""
     table = study_table(study)
     edge = next((part for part in (study, study.edge) if part and edge_results(part)), None)
     chosen = styles(*filter(None, (study, study.edge)))
     main = [] if study.kind == "edge" else training_figures(study, chosen)
     panels = edge_figures(edge, chosen) if edge else []
     losses = loss_figure(edge, chosen) if edge else []
-    return _template().render(
+    return template("report.html.j2").render(
         table=table,
+        measured=measured,
         forests=[forest([row.difference for row in rows]) for _, rows in table.differences],
         styles=chosen,
         edge_style=EDGE,
@@ -61,32 +66,34 @@ def render(study: Study) -> str:
         panels=panels,
         losses=losses,
         parts=[provenance(study), *([provenance(study.edge, study)] if study.edge else [])],
-        figures=_script_json({figure.name: figure.plot for figure in [*main, *panels, *losses]}),
-        plotly=Markup(_plotly()),
+        figures=script_json({figure.name: figure.plot for figure in [*main, *panels, *losses]}),
+        plotly=plotly(),
     )
 
 
-def _write(study: Study, path: Path) -> Path:
-    text = render(study)
+def _write(study: Study, path: Path, measured: str | None = None) -> Path:
+    text = render(study, measured)
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
     return path
 
 
-def _template() -> Any:
+def template(name: str) -> Any:
+    """A template of the report."""
     loader = PackageLoader("flatwise.report")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
-def _script_json(value: Any) -> Markup:
+def script_json(value: Any) -> Markup:
     """JSON that may stand inside a script element."""
     return Markup(json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))
 
 
-def _plotly() -> str:
+def plotly() -> Markup:
+    """The text of plotly.js."""
     from plotly.offline import get_plotlyjs
 
-    return get_plotlyjs()
+    return Markup(get_plotlyjs())

@@ -48,7 +48,7 @@ def _settings(study: Study) -> Settings:
     """What all arms share once, then what differs per arm."""
     configs = [settings(trial) for trial in study.trials if trial.config]
     keys = list(dict.fromkeys(key for config in configs for key in config))
-    values = {key: _shown(config.get(key) for config in configs) for key in keys}
+    values = {key: shown(config.get(key) for config in configs) for key in keys}
     shared = [(key, value[0]) for key, value in values.items() if len(value) == 1 and value[0] != ABSENT]
     differing = [key for key, value in values.items() if len(value) > 1]
     return Settings(shared, differing, [(arm.label, [_value(arm, key) for key in differing]) for arm in study.arms])
@@ -56,16 +56,16 @@ def _settings(study: Study) -> Settings:
 
 def _value(arm: Arm, key: str) -> str:
     """The value of a setting in an arm; where it depends on the seed, in the words of the plan if it has some."""
-    values = _shown(trial.config.get(key) for trial in arm.trials if trial.config)
+    values = shown(trial.config.get(key) for trial in arm.trials if trial.config)
     planned = arm.plan.get(key)
     return planned if len(values) > 1 and isinstance(planned, str) else ", ".join(values)
 
 
 def _environment(study: Study) -> list[tuple[str, str]]:
     """Versions and hardware; where runs differ, all values."""
-    records = [_flat(trial.environment) for trial in study.trials if trial.environment]
+    records = [flat(trial.environment) for trial in study.trials if trial.environment]
     keys = dict.fromkeys(key for record in records for key in record if key not in ("command", "started"))
-    found = [(key, " | ".join(_shown(record.get(key) for record in records))) for key in keys]
+    found = [(key, " | ".join(shown(record.get(key) for record in records))) for key in keys]
     found = [(key, text) for key, text in found if text != ABSENT]
     started = sorted(record["started"] for record in records if "started" in record)
     return [*found, *([("started", started[0])] if started else [])]
@@ -80,7 +80,7 @@ def _command(study: Study) -> str:
 def _measurements(study: Study) -> list[tuple[str, str]]:
     """How each number was measured, by its name."""
     probes = [probe for trial in study.trials for probe in trial.probes]
-    where = " | ".join(_shown(probe["on"] for probe in probes if "on" in probe)) or "not recorded"
+    where = " | ".join(shown(probe["on"] for probe in probes if "on" in probe)) or "not recorded"
     entries = [("Measured on", where), *_residuals(probes)]
     entries += [(name, text) for key, name, text in MEANINGS if any(key in probe for probe in probes)]
     return [*entries, ("Intervals", INTERVALS), ("What this does not show", CAVEAT)]
@@ -127,7 +127,7 @@ def _residuals(probes: Sequence[Record]) -> list[tuple[str, str]]:
     return [("Top eigenvalue", text)]
 
 
-def _shown(values: Iterable[Any]) -> list[str]:
+def shown(values: Iterable[Any]) -> list[str]:
     """The distinct values as text, in the order in which they come."""
     return list(dict.fromkeys(_text(value) for value in values))
 
@@ -142,9 +142,9 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+def flat(record: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a record and of the records inside it."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in record.items():
-        flat |= _flat(cast("dict[str, Any]", value)) if isinstance(value, dict) else {key: value}
-    return flat
+        found |= flat(cast("dict[str, Any]", value)) if isinstance(value, dict) else {key: value}
+    return found

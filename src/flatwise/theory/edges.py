@@ -30,16 +30,34 @@ def gd_edge(lr: Number) -> Any:
     return _evaluate(lambda lr: 2 / lr, lr=lr)
 
 
-def heavy_ball_edge(lr: Number, momentum: Number) -> Any:
-    """The edge of gradient descent with heavy-ball momentum, `(2 + 2 * momentum) / lr`.
+def heavy_ball_edge(lr: Number, momentum: Number, dampening: Number = 0.0) -> Any:
+    """The edge of gradient descent with heavy-ball momentum, `(2 + 2 * momentum) / (lr * (1 - dampening))`.
 
-    Published: Cohen et al., arXiv 2103.00065. Momentum as in `torch.optim.SGD`, without dampening.
+    Published without dampening: Cohen et al., arXiv 2103.00065. Momentum as in `torch.optim.SGD`; dampening, which multiplies
+    every gradient but the first with `1 - dampening`, acts as a smaller learning rate.
 
     Args:
         lr: the learning rate, > 0.
         momentum: in [0, 1).
+        dampening: in [0, 1).
     """
-    return _evaluate(lambda lr, beta: (2 + 2 * beta) / lr, lr=lr, momentum=momentum)
+    return _evaluate(
+        lambda lr, beta, damp: (2 + 2 * beta) / (lr * (1 - damp)), lr=lr, momentum=momentum, dampening=dampening
+    )
+
+
+def adam_edge(lr: Number, beta1: Number = 0.9) -> Any:
+    """The edge of Adam and its kin, `(2 + 2 * beta1) / (lr * (1 - beta1))`, for the eigenvalues of the preconditioned Hessian.
+
+    Published: Cohen et al., arXiv 2207.14484. Adam is gradient descent with momentum that is a running mean, preconditioned with
+    a diagonal P; while P stays as it is, steps grow where the largest eigenvalue of `P^-1 H` is above this edge: 38 / lr for a
+    beta1 of 0.9. For RMSProp beta1 is 0.
+
+    Args:
+        lr: the learning rate, > 0; 1 where it is in the preconditioner already.
+        beta1: of the running mean of gradients, in [0, 1).
+    """
+    return _evaluate(lambda lr, beta: (2 + 2 * beta) / (lr * (1 - beta)), lr=lr, beta1=beta1)
 
 
 def nesterov_edge(lr: Number, momentum: Number) -> Any:
@@ -135,12 +153,15 @@ def _eigen_edge(lr: Tensor, rho: Tensor, alpha: Tensor, norm: Tensor, alignment:
 
 _POSITIVE = "> 0", lambda t: t > 0
 _NOT_NEGATIVE = ">= 0", lambda t: t >= 0
+_BELOW_ONE = ">= 0 and < 1", lambda t: (t >= 0) & (t < 1)
 _RANGES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "lr": _POSITIVE,
     "rho": _NOT_NEGATIVE,
     "alpha": _NOT_NEGATIVE,
     "gradient_norm": _NOT_NEGATIVE,
-    "momentum": (">= 0 and < 1", lambda t: (t >= 0) & (t < 1)),
+    "momentum": _BELOW_ONE,
+    "dampening": _BELOW_ONE,
+    "beta1": _BELOW_ONE,
     "alignment": ("in [-1, 1]", lambda t: t.abs() <= 1 + 1e-6),
 }
 

@@ -1,24 +1,48 @@
-"""Checkpoints of a run: weights only (no code is unpickled), written atomically, the last two kept."""
+"""Checkpoints of a run: weights only (no code is unpickled), written atomically; the last two are kept, and those asked for."""
 
 from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from flatwise.runs import Run, RunWarning, replacing
+from flatwise.runs import Run, RunError, RunWarning, replacing
 
 KEPT = 2
 
 
-def save(run: Run, step: int, content: dict[str, Any]) -> None:
-    """Write the checkpoint of a step; a process killed meanwhile leaves the earlier ones as they were."""
+def save(run: Run, step: int, content: dict[str, Any], keeps: Callable[[int], bool]) -> None:
+    """Write the checkpoint of a step; a process killed meanwhile leaves the earlier ones as they were.
+
+    Of the earlier ones the last remains, and those of the steps that `keeps` says.
+    """
     with replacing(run.checkpoint_path(step)) as path:
         torch.save(content, path)
     for old in run.checkpoints()[:-KEPT]:
-        old.unlink()
+        if not keeps(step_of(old)):
+            old.unlink()
+
+
+def step_of(path: Path) -> int:
+    """After how many steps a checkpoint was written."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU.
+
+    Raises:
+        RunError: it is gone, truncated or corrupt.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"the checkpoint {path} cannot be read ({reason})") from error
 
 
 def newest(run: Run) -> dict[str, Any] | None:
@@ -29,8 +53,7 @@ def newest(run: Run) -> dict[str, Any] | None:
     """
     for path in reversed(run.checkpoints()):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            warnings.warn(f"the checkpoint {path} cannot be read and is left out ({reason})", RunWarning, stacklevel=2)
+            return load(path)
+        except RunError as error:
+            warnings.warn(f"{error}; it is left out", RunWarning, stacklevel=2)
     return None

@@ -122,6 +122,9 @@ class Settings:
     checkpoint_every: _Whole = None
     """Steps between two checkpoints; default: a tenth of the run."""
 
+    keep_every: _Whole = None
+    """Keep the initial weights, checkpoints of every so many steps and the last, to measure them; default: the last two."""
+
     threads: int = 1
     """Threads of one run on the CPU."""
 
@@ -214,6 +217,7 @@ _LEAST = {
     "probe_every": 0,
     "probe_samples": 1,
     "checkpoint_every": 1,
+    "keep_every": 1,
     "threads": 1,
     "seed": 0,
 }

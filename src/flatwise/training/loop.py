@@ -76,14 +76,17 @@ def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors)
     if run.status != "unfinished":
         mirrors.catch_up(run)
         return run
-    session = Session(run, model, optimizer, probe, Tally(), mirrors)
+    session = Session(run, model, optimizer, probe, Tally(), mirrors, schedule.keeps)
 
     with claimed(run), mirrors, Interruption() as interruption:
-        for step in range(session.resume(), schedule.total):
+        first = session.resume()
+        if first == 0 and schedule.keeps(0):
+            session.save(0)
+        for step in range(first, schedule.total):
             # Measure at the weights that the step starts from.
             lr = schedule.lr(step)
             rho = schedule.rho(session.taken(step), lr)
-            measurement = probe.measure(lr, rho) if schedule.probes(step) else None
+            measurement = probe.measure(lr, rho, step) if schedule.probes(step) else None
             before = V.clone(session.weights()) if measurement else []
 
             # One step: the method asks for the loss here and there, then the base optimizer moves.
@@ -118,7 +121,8 @@ def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors)
 
         end = schedule.total
         lr = schedule.lr(end)
-        return session.finished(end, end / batches.per_epoch, probe.measure(lr, schedule.rho(session.taken(end), lr)))
+        rho = schedule.rho(session.taken(end), lr)
+        return session.finished(end, end / batches.per_epoch, probe.measure(lr, rho, end))
 
 
 def load_task(config: TrainConfig) -> Task:

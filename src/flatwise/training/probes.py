@@ -27,10 +27,17 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass
 class Measurement:
-    """What was measured at the weights: the numbers for the record, and the top eigenvector (None when it was not found)."""
+    """What was measured at the weights.
+
+    Attributes:
+        values: the numbers for the record.
+        eigenvector: the top one; None when it was not found.
+        circumstances: how curvature was measured: on which data, in which precision, to which residual. None when it was not.
+    """
 
     values: dict[str, Any]
     eigenvector: Vector | None = None
+    circumstances: dict[str, Any] | None = None
 
     def align(self, name: str, vector: Vector | None) -> None:
         """Take up |cos| of a vector with the top eigenvector; nothing where either is missing."""
@@ -62,8 +69,8 @@ class Probe:
         self._on = f"{len(inputs):,} training samples, evaluation mode, float32"
         self._has_edge = is_derived(config, full_batch=full_batch, mode_matters=self._mode_matters())
 
-    def measure(self, lr: float, rho: float | None) -> Measurement:
-        """Everything that is measured at the weights as they are; `lr` and `rho` are those of the coming step."""
+    def measure(self, lr: float, rho: float | None, step: int | None = None) -> Measurement:
+        """Everything that is measured at the weights as they are; `lr` and `rho` are those of the coming step, `step`."""
         values: dict[str, Any] = {"on": self._on}
         values["train_loss"], values["train_accuracy"] = self._evaluate(self._train)
         values["test_loss"], values["test_accuracy"] = self._evaluate(self._test)
@@ -71,7 +78,7 @@ class Probe:
         values["gradient_norm"] = float(V.norm(gradient))
         measurement = Measurement(values)
         if math.isfinite(values["train_loss"]) and math.isfinite(values["gradient_norm"]):
-            self._measure_curvature(measurement)
+            self._measure_curvature(measurement, step)
             measurement.align("gradient", gradient)
             if self._has_edge and lr > 0:
                 measurement.values |= edges(
@@ -87,16 +94,21 @@ class Probe:
         with torch.no_grad(), measuring(self._model, "eval"):
             return not torch.equal(training, self._model(inputs))
 
-    def _measure_curvature(self, measurement: Measurement) -> None:
+    def _measure_curvature(self, measurement: Measurement, step: int | None) -> None:
         with warnings.catch_warnings():  # a pair that has not converged says so by its residual, which is recorded
             warnings.filterwarnings("ignore", message="not converged")
-            pairs = self.tracker.update(hessian(self._objective))
+            operator = hessian(self._objective, step=step)
+            pairs = self.tracker.update(operator)
         measurement.eigenvector = pairs.vectors[0]
         measurement.values |= {
             "top_eigenvalue": float(pairs.values[0]),
             "residual": float(pairs.residuals[0]),
             "products": pairs.products,
         }
+        drawn = {"seed": self._config.seed} if self._config.probe_samples else {}
+        data = {"data": self._config.data, "split": "train", **drawn}
+        record = {} if operator.record is None else vars(operator.record)
+        measurement.circumstances = {"on": self._on, "drawn": data, "tol": self._config.eigen_tol, **record}
 
     @torch.no_grad()
     def _evaluate(self, batches: Sequence[Batch]) -> tuple[float, float]:

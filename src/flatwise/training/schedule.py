@@ -57,4 +57,9 @@ class Schedule:
     def saves(self, step: int) -> bool:
         """Whether to write a checkpoint after so many steps."""
         every = self.config.checkpoint_every or max(1, self.total // 10)
-        return step % every == 0 or step == self.total
+        return step % every == 0 or step == self.total or self.keeps(step)
+
+    def keeps(self, step: int) -> bool:
+        """Whether the checkpoint after so many steps is kept for good."""
+        every = self.config.keep_every
+        return every is not None and (step % every == 0 or step == self.total)

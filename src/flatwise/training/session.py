@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from flatwise import vectors as V
 from flatwise.optim import SharpnessAware
-from flatwise.runs import Run
+from flatwise.runs import Run, read_mapping, write_json
 from flatwise.training import checkpoints
 from flatwise.training.mirrors import Mirrors
 from flatwise.training.probes import Measurement, Probe
@@ -27,6 +28,9 @@ FINAL = {
 }
 """Measurements at the end of a run that are final numbers, and their names there."""
 
+CIRCUMSTANCES = "probes.json"
+"""The file of a run that says how its first probe measured; what differs at a later one is among its metrics as `changed`."""
+
 HOPELESS = 10
 """So many skipped steps in a row end a run: the weights no longer change, and nothing else will come."""
 
@@ -41,6 +45,7 @@ class Session:
     probe: Probe
     tally: Tally
     mirrors: Mirrors
+    keeps: Callable[[int], bool] = lambda _step: False
 
     def save(self, step: int) -> None:
         """Write the checkpoint from which `resume` continues after so many steps."""
@@ -52,7 +57,7 @@ class Session:
             "tally": self.tally.state_dict(),
             "random": torch.get_rng_state(),
         }
-        checkpoints.save(self.run, step, content)
+        checkpoints.save(self.run, step, content, self.keeps)
 
     def resume(self) -> int:
         """Continue from the newest readable checkpoint, or from the start; the number of steps already taken.
@@ -115,12 +120,12 @@ class Session:
         rates = {"lr": lr} if rho is None else {"lr": lr, "rho": rho}
         self._append({"kind": "train", **now, "loss": numbers["loss"], **rates, **self._counts()})
         displaced = {"displacement_norm": numbers["displacement_norm"]}
-        self._append({"kind": "probe", **now, **measurement.values, **displaced})
+        self._append({"kind": "probe", **now, **measurement.values, **self._circumstances(measurement), **displaced})
 
     def finished(self, step: int, epoch: float, measurement: Measurement) -> Run:
         """End the run with its final numbers."""
         values = measurement.values
-        self._append({"kind": "probe", "step": step, "epoch": epoch, **values})
+        self._append({"kind": "probe", "step": step, "epoch": epoch, **values, **self._circumstances(measurement)})
         final = {FINAL[name]: value for name, value in values.items() if name in FINAL}
         self.run.finish("finished", {"steps": step, **final, **self.tally.means(), **self._counts()})
         return self.run
@@ -138,6 +143,18 @@ class Session:
         """End the run where it cannot go on."""
         self.run.finish("diverged", {"steps": step, "reason": reason, **self.tally.means(), **self._counts()})
         return self.run
+
+    def _circumstances(self, measurement: Measurement) -> dict[str, Any]:
+        """Write down once how the probes measure; afterwards what has changed since, for the metrics."""
+        now = measurement.circumstances
+        path = self.run.path / CIRCUMSTANCES
+        if now is None:
+            return {}
+        if not path.exists():
+            write_json(path, now)
+        before = read_mapping(path)
+        changed = {name: value for name, value in now.items() if name != "step" and before.get(name) != value}
+        return {"changed": changed} if changed else {}
 
     def _append(self, record: dict[str, Any]) -> None:
         self.run.append(record)

@@ -1,77 +1,78 @@
-"""Many runs on a few local processes: some wait for others, one that fails does not stop the rest, and Ctrl-C ends all."""
+"""Many jobs on a few local processes: some wait for others, one that fails does not stop the rest, and Ctrl-C ends all."""
 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
-
-from flatwise.runs import Run
-from flatwise.training import TrainConfig, resolved
-from flatwise.training.mirrors import Mirrors
+from typing import IO, Any, Protocol, cast
 
 PATIENCE = 30.0
-"""Seconds that interrupted processes have for their checkpoints."""
+"""Seconds that interrupted processes have to write down what they have."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run to make.
+class Job(Protocol):
+    """Something to do: a run to train, a checkpoint to measure."""
 
-    Attributes:
-        name: what it is called in messages.
-        folder: its run folder.
-        config: its settings, asked for when it starts.
-        after: folders of the runs that must be done before.
-        weight: its share in the work, for the estimate of the remaining time.
-        mirrors: names of the mirrors that it is shown in.
-    """
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        ...
 
-    name: str
-    folder: Path
-    config: Callable[[], TrainConfig]
-    after: Sequence[Path] = ()
-    weight: float = 1.0
-    mirrors: Sequence[str] = ()
+    @property
+    def place(self) -> Path:
+        """Where its result lies; no other job has it."""
+        ...
+
+    @property
+    def after(self) -> Sequence[Path]:
+        """The places of the jobs that must be done before."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Its share in the work, for the estimate of the remaining time."""
+        ...
 
     def done(self) -> bool:
-        """Whether the run is there already, and in its mirrors.
+        """Whether its result is there already. Raises ValueError or OSError where it cannot be made."""
+        ...
 
-        Raises:
-            RunError: the folder holds another run.
-            ValueError: a mirror cannot be had.
-        """
-        mirrors = Mirrors(self.mirrors)
-        if not (self.folder / "config.json").exists():
-            return False
-        run = Run.create(self.folder, resolved(self.config()).to_dict(), {})
-        return run.status != "unfinished" and mirrors.know(run)
+    def order(self) -> dict[str, Any]:
+        """What the process is told, as JSON values; asked for when the job starts."""
+        ...
 
 
 class Pool:
-    """Makes runs on so many processes at a time.
+    """Does jobs on so many processes at a time.
 
     Args:
-        jobs: the runs, in the order in which they should start.
+        jobs: in the order in which they should start.
+        server: the module that the processes run, which calls `flatwise.processes.serving.serve`.
         workers: the number of processes.
         log: a file for what the processes print.
-        progress: called with the share of the work done (0 to 1) and the number of runs done.
+        progress: called with the share of the work done (0 to 1) and the number of jobs done.
     """
 
     def __init__(
-        self, jobs: Sequence[Job], workers: int, log: Path, progress: Callable[[float, int], None] | None = None
+        self,
+        jobs: Sequence[Job],
+        server: str,
+        workers: int,
+        log: Path,
+        progress: Callable[[float, int], None] | None = None,
     ) -> None:
         self.failures: dict[str, str] = {}
         self._pending = list(jobs)
-        self._shares = {job.folder: 0.0 for job in jobs}
-        self._weights = {job.folder: job.weight for job in jobs}
+        self._shares = {job.place: 0.0 for job in jobs}
+        self._weights = {job.place: job.weight for job in jobs}
+        self._server = server
         self._ended: set[Path] = set()
         self._changed = threading.Condition()
         self._log = log
@@ -80,10 +81,10 @@ class Pool:
         self._serving = min(workers, len(jobs))
 
     def run(self) -> dict[str, str]:
-        """Make all runs; returns what failed: name of the job and reason.
+        """Do all jobs; returns what failed: name of the job and reason.
 
         Raises:
-            KeyboardInterrupt: after Ctrl-C, once the processes have written their checkpoints and ended.
+            KeyboardInterrupt: after Ctrl-C, once the processes have written down what they have and ended.
         """
         self._log.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(self._serving):
@@ -116,8 +117,8 @@ class Pool:
                 self._changed.notify_all()
 
     def _follow(self, job: Job, worker: Worker) -> str | None:
-        """Have a process make the run; returns why it failed."""
-        for message in worker.make(job):
+        """Have a process do the job; returns why it failed."""
+        for message in worker.work(job.order()):
             if "step" in message:
                 self._note(job, message["step"] / message["total"])
             else:
@@ -125,7 +126,7 @@ class Pool:
         return f"its process ended with {worker.ending()}; what it printed is in {self._log}"
 
     def _new_worker(self) -> Worker:
-        worker = Worker(self._log)
+        worker = Worker(self._server, self._log)
         with self._changed:
             self._workers.append(worker)
         return worker
@@ -147,14 +148,14 @@ class Pool:
         with self._changed:
             if failure:
                 self.failures[job.name] = failure
-            self._ended.add(job.folder)
+            self._ended.add(job.place)
             self._changed.notify_all()
         self._note(job, 1.0)
 
     def _note(self, job: Job, share: float) -> None:
         with self._changed:
-            self._shares[job.folder] = share
-            done = sum(self._weights[folder] * share for folder, share in self._shares.items())
+            self._shares[job.place] = share
+            done = sum(self._weights[place] * share for place, share in self._shares.items())
             self._progress(done / sum(self._weights.values()), len(self._ended))
 
     def _stop(self) -> None:
@@ -177,10 +178,10 @@ class Pool:
 class Worker:
     """A process that serves jobs. It has a session of its own, so that Ctrl-C in the terminal reaches only its parent."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, server: str, log: Path) -> None:
         with log.open("a", encoding="utf-8") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "flatwise.experiments.worker"],
+                [sys.executable, "-m", server],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -190,9 +191,8 @@ class Worker:
         self._inbox = cast("IO[str]", self._process.stdin)
         self._outbox = cast("IO[str]", self._process.stdout)
 
-    def make(self, job: Job) -> Iterator[dict[str, Any]]:
-        """Have it make a run, and yield its messages; they end early when the process does."""
-        order = {"config": job.config().to_dict(), "folder": str(job.folder), "mirrors": list(job.mirrors)}
+    def work(self, order: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Have it carry out an order, and yield its messages; they end early when the process does."""
         try:
             self._inbox.write(json.dumps(order) + "\n")
             self._inbox.flush()
@@ -211,7 +211,7 @@ class Worker:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def interrupt(self) -> None:
-        """Ask it to write a checkpoint and end."""
+        """Ask it to write down what it has and end."""
         if self.alive():
             self._process.send_signal(signal.SIGINT)
 
@@ -227,3 +227,8 @@ class Worker:
         code = self._process.wait()
         self._outbox.close()
         return code
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -104,6 +104,34 @@ def test_measuring_changes_nothing(mode, expected):
     assert same(snapshot(model), before)
 
 
+class Impatient(nn.Module):
+    """Presses Ctrl-C when its mode is set for the n-th time."""
+
+    def __init__(self, times):
+        super().__init__()
+        object.__setattr__(self, "left", times)
+
+    def __setattr__(self, name, value):
+        if name == "training" and "left" in vars(self):
+            object.__setattr__(self, "left", self.left - 1)
+            if self.left == 0:
+                raise KeyboardInterrupt
+        super().__setattr__(name, value)
+
+
+def test_measuring_changes_nothing_when_it_is_interrupted_while_it_puts_things_back():
+    model = nn.Sequential(Impatient(2), network())
+    before = snapshot(model)
+
+    def interrupted():
+        with measuring(model, "eval"):
+            model[1].train()(torch.randn(8, 3))
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert same(snapshot(model), before)
+
+
 def test_measuring_changes_nothing_when_the_body_raises():
     model = network()
     before = snapshot(model)

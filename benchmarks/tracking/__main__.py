@@ -12,6 +12,7 @@ of all updates divided by that of all steps, both measured around each check. CI
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import warnings
 from dataclasses import asdict
@@ -28,11 +29,14 @@ from benchmarks.curvature.training import loss_of
 from benchmarks.tracking.checks import TRAINING, Run, is_checked, kept_run, trained
 from benchmarks.tracking.replay import WITHIN, Answer, Setting, replayed, summary, update
 
+USUAL = {"target": "values", "tol": 0.03, "search": 1}
+"""Arguments of the tracker, where --set says nothing else."""
+
 
 def main() -> None:
     options = parsed()
     torch.set_num_threads(1)
-    setting = Setting(options.engine, dict(options.set))
+    setting = Setting(options.engine, USUAL | dict(options.set))
     runs = {seed: kept_run(seed, options.folder) for seed in options.seeds}
     if options.live:
         for seed, run in runs.items():
@@ -62,9 +66,12 @@ def parsed() -> argparse.Namespace:
 
 
 def argument(text: str) -> tuple[str, Any]:
-    """NAME=VALUE, the value a number."""
+    """NAME=VALUE, the value a number or a word."""
     name, _, value = text.partition("=")
-    return name, float(value) if any(c in value for c in ".e") else int(value)
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
 
 
 def show(row: dict[str, Any], answers: list[Answer]) -> None:

@@ -19,8 +19,8 @@ from flatwise.methods import SAM
 TRAINING = Training(images=20_000, epochs=3, planned=3)
 RHO = 0.05
 EVERY = 50
-PROBE = 128
-"""Training images, not augmented; as many as a batch."""
+PROBE = 32
+"""Training images, not augmented; a quarter of a batch."""
 
 KNOWN = 3
 """Exact eigenpairs at each check: the first, and those that may be taken for it."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -130,18 +130,35 @@ def sharded(model: nn.Module | None) -> list[Any]:
 def measuring(model: nn.Module, mode: Mode = "current") -> Generator[None]:
     """Evaluate `model` in the given mode; afterwards modes, buffers and the random state are as before.
 
-    Measuring changes nothing, also when the body raises.
+    Measuring changes nothing, also when the body raises, or between a forward pass and its backward.
     """
     modes, buffers = Modes(model), Buffers(model)
     random = RandomState(devices([*model.parameters(), *model.buffers()]))
-    try:
-        if mode != "current":
-            modes.set(mode == "train")
-        yield
-    finally:
-        modes.restore()
-        buffers.restore()
-        random.restore()
+    with unseen(model.buffers()):
+        try:
+            if mode != "current":
+                modes.set(mode == "train")
+            yield
+        finally:
+            surely(modes.restore, buffers.restore, random.restore)
+
+
+def unseen(tensors: Iterable[Tensor]) -> AbstractContextManager[Any]:
+    """A context that gives back what it has written to these tensors bitwise, so that graphs which hold them need not know of it."""
+    return torch.autograd._unsafe_preserve_version_counter(tuple(t for t in tensors if not t.is_inference()))
+
+
+def surely(*actions: Callable[[], None]) -> None:
+    """Do all of them. What Ctrl-C breaks off is done again from its beginning, before the interruption goes on its way."""
+    stop: KeyboardInterrupt | None = None
+    for action in actions:
+        try:
+            action()
+        except KeyboardInterrupt as interruption:
+            stop = interruption
+            action()
+    if stop is not None:
+        raise stop
 
 
 def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:

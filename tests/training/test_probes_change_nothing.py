@@ -295,6 +295,19 @@ def test_no_probe_leaves_anything_behind(name):
         assert_same(snapshot(training.model, training.optimizer), before)
 
 
+@pytest.mark.parametrize("probe", PROBES)
+def test_a_measurement_between_forward_and_backward_leaves_the_pending_graph_alone(probe):
+    def gradients(probe):
+        training, objective = prepared("dropout and BatchNorm")
+        training.model.zero_grad()
+        loss = cross_entropy(training.model, samples())
+        probe(objective)
+        loss.backward()
+        return [p.grad for p in training.model.parameters()]
+
+    assert_same(gradients(PROBES[probe]), gradients(lambda _: None))
+
+
 NOT_BROKEN = {"forward": {"displaced"}, "backward": {"value", "check", "subset", "displaced", "landscape"}}
 """They do not call the loss, or not its derivative."""
 

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from flatwise import vectors as V
+from flatwise.modules import surely, unseen
 from flatwise.vectors import Vector
 
 
 class Displacement:
     """Takes weights to places around those where they were when this was made. At the end of its context they are back, bitwise.
+
+    So a graph that was built before it may still be gone through after it.
 
     Args:
         weights: the tensors that are moved, in place.
@@ -24,6 +27,7 @@ class Displacement:
         self.home = V.clone(weights) if home is None else home
         self._weights = weights
         self._moved = moved
+        self._unseen = unseen(V.present(weights))
 
     def to(self, vector: Sequence[Tensor | None], length: float) -> None:
         """Go to home plus `length` times `vector`; where the vector is None, the weights are at home."""
@@ -41,10 +45,14 @@ class Displacement:
         self.at(self.home)
 
     def __enter__(self) -> Displacement:
+        self._unseen.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.back()
+        try:
+            surely(self.back)
+        finally:
+            self._unseen.__exit__(None, None, None)
 
     def _tell(self) -> None:
         torch.clear_autocast_cache()  # an autocast region around both places would go on with the weights of the first

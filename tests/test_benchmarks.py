@@ -199,7 +199,7 @@ def test_a_replay_finds_at_every_check_what_is_right_there_and_what_it_costs():
         assert a.reason == ""
         assert a.alignment > 0.99
         assert a.work > a.products >= 1
-        assert a.step_work == pytest.approx(2.0), "SAM takes two gradients a step"
+        assert a.step_work == pytest.approx(2.0 * TRAINING.batch / 8), "SAM takes two gradients of a batch"
         assert min(a.seconds, a.gradient, a.step_seconds) > 0
 
 

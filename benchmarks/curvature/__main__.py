@@ -26,8 +26,6 @@ from benchmarks.curvature.problems import problem
 from benchmarks.curvature.results import FOLDER, Results
 from benchmarks.curvature.training import TRAININGS
 
-SEEDS = (0, 1, 2)
-
 
 def main() -> None:
     options = parsed()
@@ -56,6 +54,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, default=6, help="how often everybody is timed; 0: counts only, on a busy machine"
     )
+    parser.add_argument("--networks", type=int, default=3, help="how many are trained and measured")
     parser.add_argument("--contender", help="only those whose name begins so")
     parser.add_argument("--side", type=int, default=224, help="of the pictures for the memory, in pixels")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where networks and results are kept")
@@ -65,8 +64,8 @@ def parsed() -> argparse.Namespace:
 
 def measure_cost(question: cost.Question, options: argparse.Namespace, results: Results) -> None:
     print(f"{question.name}: within {cost.WITHIN:.0%} of exact", flush=True)
-    seeds, rounds = ((0,), min(1, options.rounds)) if options.quick else (SEEDS, options.rounds)
-    problems = [problem(TRAININGS[options.model], seed, options.folder) for seed in seeds]
+    networks, rounds = (1, min(1, options.rounds)) if options.quick else (options.networks, options.rounds)
+    problems = [problem(TRAININGS[options.model], seed, options.folder) for seed in range(networks)]
     contenders = [c for c in installed() if c.name.startswith(options.contender or "")]
     rows = cost.measure(question, contenders, problems, rounds)
     for row in rows if rounds else []:

@@ -99,8 +99,11 @@ def flatwise(engine: Any, **fixed: Any) -> Contender:
         pairs = fw.curvature.top_eigenpairs(operator, search.k, start=search.start, seed=search.seed, **search.settings)
         return Found(pairs.values, pairs.products)
 
-    ladder = scan("tol", TOLERANCES[:-2], **fixed)
-    return Contender(f'flatwise, engine="{engine}"', "flatwise", opened, solve, ladder, ladder, ladder)
+    values: Settings = {"target": "values", **fixed}
+    cold = scan("tol", (0.1, 0.05, 0.02, 0.01), **values) + scan("tol", (0.01, 3e-3), **fixed)
+    many = scan("tol", (0.02, 0.01, 3e-3, 1e-3, 3e-4, 1e-4), search=0, **values)
+    warm = [setting for search in (0, 1, 2, 5) for setting in scan("tol", (0.5, 0.1, 0.01), search=search, **values)]
+    return Contender(f'flatwise, engine="{engine}"', "flatwise", opened, solve, cold, many, warm)
 
 
 # --- PyHessian: power iteration with deflation, the graph of the gradient kept -----------------------------------------

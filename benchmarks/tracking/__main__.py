@@ -29,7 +29,7 @@ from benchmarks.curvature.training import loss_of
 from benchmarks.tracking.checks import TRAINING, Run, is_checked, kept_run, trained
 from benchmarks.tracking.replay import WITHIN, Answer, Setting, replayed, summary, update
 
-USUAL = {"target": "values", "tol": 0.03, "search": 1}
+USUAL = {"target": "values", "tol": 0.03, "search": 2}
 """Arguments of the tracker, where --set says nothing else."""
 
 

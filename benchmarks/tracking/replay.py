@@ -111,8 +111,9 @@ class Replay:
         """A step of the training, on a copy."""
         model = copy.deepcopy(self.model).train()
         optimizer = optimizer_of(model, SAM(RHO), TRAINING.lr_at(check.step))
-        take(optimizer, model, self.run.probe)  # the first sets up
-        return lambda: take(optimizer, model, self.run.probe)
+        inputs, targets = (torch.cat([t] * (TRAINING.batch // len(t))) for t in self.run.probe)  # as large as a batch
+        take(optimizer, model, (inputs, targets))  # the first sets up
+        return lambda: take(optimizer, model, (inputs, targets))
 
     def _timed(self, check: Check) -> dict[str, float]:
         step, plain = self._step(check), lambda: gradient(self.model.eval(), loss_of, self.run.probe)

@@ -144,7 +144,7 @@ def measuring(model: nn.Module, mode: Mode = "current") -> Generator[None]:
 
 
 def unseen(tensors: Iterable[Tensor]) -> AbstractContextManager[Any]:
-    """A context that gives back what it has written to these tensors bitwise, so that graphs which hold them need not know of it."""
+    """A context in which these tensors are written to and given back bitwise, so that graphs which hold them need not know."""
     return torch.autograd._unsafe_preserve_version_counter(tuple(t for t in tensors if not t.is_inference()))
 
 

@@ -42,8 +42,8 @@ class EigenPairs:
     Attributes:
         values: the eigenvalues, descending.
         vectors: unit eigenvectors in at least float32; their signs are arbitrary.
-        residuals: `norm(H v - value * v)` of each pair, with what rounding and the operator's own error may add; an eigenvalue of H
-            lies within this distance of the value.
+        residuals: `norm(H v - value * v)` of each pair, with what rounding and the operator's own error may add; an eigenvalue of
+            H lies within this distance of the value.
         gaps: the distance of each value to the nearest other one that was seen, wanted or not; infinite where there was none. A
             vector is off by about residual / gap (the sine of the angle), its value by about residual^2 / gap.
         products: how many products with the operator it took.

@@ -38,8 +38,8 @@ _ENDS: dict[str, tuple[End, ...]] = {
 
 
 CAUTION = 4.0
-"""A factor on errors by gaps, since a nearer eigenvalue may not be in sight yet. On spectra like those of trained networks it lowers
-the share of searches that stop too early from 5 % to 1.5 %, for half a product."""
+"""A factor on errors by gaps, since a nearer eigenvalue may not be in sight yet. On spectra like those of trained networks it
+lowers the share of searches that stop too early from 5 % to 1.5 %, for half a product."""
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--networks", type=int, default=3, help="how many are trained and measured")
     parser.add_argument("--contender", help="only those whose name begins so")
     parser.add_argument("--side", type=int, default=224, help="of the pictures for the memory, in pixels")
+    parser.add_argument("--processes", type=int, default=memory.RUNS, help="for the memory of each contender")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where networks and results are kept")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write all results that are there as Markdown")
     return parser.parse_args()
@@ -78,7 +79,7 @@ def measure_memory(options: argparse.Namespace, results: Results) -> None:
     size = memory.Size(8, 64) if options.quick else memory.Size(32, options.side)
     print(f"memory: ResNet-50, {size.images} pictures of {size.side} x {size.side}", flush=True)
     chosen = {row["contender"]: row["settings"] for row in results.rows("top 1")}
-    rows = memory.measure(chosen, size, runs=1 if options.quick else memory.RUNS)
+    rows = memory.measure(chosen, size, runs=1 if options.quick else options.processes)
     results.save("memory", [asdict(row) for row in rows], size=asdict(size))
 
 

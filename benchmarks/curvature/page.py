@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.curvature.cost import label, spread
 from benchmarks.curvature.results import Results
+from benchmarks.tracking.checks import PROBE
 
 HEAD = """# What curvature costs
 
@@ -55,7 +56,7 @@ there. Each row is the median of processes of its own. Copies are multiples of t
 TRACKING = """
 ## Along a training
 
-Three epochs of SAM (rho 0.05) on 20,000 images, batches of 128; every 50 steps `EigenTracker.update(hessian(objective))` on 128
+Three epochs of SAM (rho 0.05) on 20,000 images, batches of 128; every 50 steps `EigenTracker.update(hessian(objective))` on {probe}
 images of the training set (`engine="{engine}"`, {options}). A share of the training is the time of all updates in that of all
 steps.
 
@@ -139,6 +140,7 @@ def _tracking(part: dict[str, Any]) -> list[str]:
     rows, setting = part["rows"], part["setting"]
     text = TRACKING.format(
         engine=setting["engine"],
+        probe=PROBE,
         options=label(setting["options"]) if setting["options"] else "the tracker's defaults",
         rows="\n".join(_line(_seed(row)) for row in rows),
         failures=_failures(rows),

@@ -149,16 +149,18 @@ def unseen(tensors: Iterable[Tensor]) -> AbstractContextManager[Any]:
 
 
 def surely(*actions: Callable[[], None]) -> None:
-    """Do all of them. What Ctrl-C breaks off is done again from its beginning, before the interruption goes on its way."""
-    stop: KeyboardInterrupt | None = None
+    """Do all of them, whatever happens. What Ctrl-C breaks off is done again from its beginning; the first error comes last."""
+    errors: list[BaseException] = []
     for action in actions:
         try:
             action()
         except KeyboardInterrupt as interruption:
-            stop = interruption
+            errors.append(interruption)
             action()
-    if stop is not None:
-        raise stop
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _unchanged(module: nn.Module, mode: bool = True) -> nn.Module:

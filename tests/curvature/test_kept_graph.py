@@ -174,3 +174,90 @@ def test_it_has_no_effect_elsewhere_and_says_so():
     objective, _ = counted(network(), batches(20))
     with pytest.raises(ValueError, match='keep_graph has no effect on engine="one-sided"'):
         hessian(objective, "one-sided", keep_graph=True)
+
+
+def other_data(model, data, objective):
+    data[0] = (torch.randn(9, 6).double(), torch.randint(3, (9,)))
+
+
+def data_in_place(model, data, objective):
+    data[0][1].copy_(torch.randint(3, (20,)))
+
+
+def other_seed(model, data, objective):
+    objective.seed = 7
+
+
+def replaced_parameter(model, data, objective):
+    model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+
+
+def other_modes(model, data, objective):
+    model.eval()
+
+
+def other_statistics(model, data, objective):
+    model[1].running_var.mul_(2.0)
+
+
+CHANGES = [other_data, data_in_place, other_seed, replaced_parameter, other_modes, other_statistics]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("engine", ["double", "one-sided"])
+def test_what_is_kept_is_made_anew_when_anything_that_the_loss_hangs_on_changes(engine, change):
+    model, data = network(), batches(20)
+    objective, _ = counted(model.train(), data, "current")
+    H = hessian(objective, engine)
+    H(V.random_like(H.like, 0))
+    change(model, data, objective)
+    v = V.random_like(H.like, 3)
+    expected = hessian(objective, "double", keep_graph=False)(v)
+    assert V.norm(V.add(H(v), expected, -1.0)) < 1e-3 * V.norm(expected)
+
+
+def test_a_loss_function_that_is_a_module_is_looked_into():
+    class Distance(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.teacher = nn.Linear(6, 3).double().requires_grad_(False)
+
+        def forward(self, model, batch):
+            return ((model(batch[0]) - self.teacher(batch[0])) ** 4).mean()
+
+    loss = Distance()
+    objective = Objective(network(), loss, batches(20), mode="eval")
+    H = hessian(objective)
+    H(V.random_like(H.like, 0))
+    with torch.no_grad():
+        loss.teacher.weight.add_(1.0)
+    assert_fresh(H, objective)
+
+
+def test_buffers_that_change_from_batch_to_batch_do_so_in_kept_graphs_too():
+    class Running(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 3).double()
+            self.register_buffer("scale", torch.ones(()).double())
+
+        def forward(self, x):
+            self.scale = self.scale * 0.5 + 0.5 * x.detach().abs().mean()
+            return self.linear(x / self.scale)
+
+    objective, _ = counted(Running(), batches(9, 5, 7), "train")
+    assert_fresh(hessian(objective, keep_graph=True), objective)
+
+
+def test_a_region_of_autocast_around_everything_does_not_spoil_what_comes_after_the_weights_have_moved():
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    data = [(torch.randn(20, 6), torch.randint(3, (20,)))]
+    objective, _ = counted(model, data)
+    with torch.autocast("cpu", torch.bfloat16):
+        cross_entropy(model, data[0]).backward()
+        with torch.no_grad():
+            model[0].weight.mul_(3.0)
+        inside = objective.gradient()
+    with torch.autocast("cpu", torch.bfloat16):
+        again = objective.gradient()
+    assert all(torch.equal(a, b) for a, b in zip(inside, again, strict=True))

@@ -127,7 +127,9 @@ def test_a_budget_is_kept_and_what_it_was_too_small_for_is_told():
     assert tracker.shortfall.startswith("not converged after 4 products")
     crowded = EigenTracker(threshold=2.0, budget=10, tol=1e-2)
     crowded.update(outliers(90, 8, 7, 6, 5, 4, 3))
-    assert crowded.shortfall == "all 2 eigenvalues that 10 products could find are above 2; there may be more"
+    assert (
+        crowded.shortfall == "all 2 eigenvalues that a budget of 10 products allowed for are above 2; there may be more"
+    )
     with pytest.raises(ValueError, match="budget must be at least 3, got 2"):
         EigenTracker(k=3, budget=2)
 

@@ -104,9 +104,9 @@ def test_a_single_run_is_shown_from_first_to_last(written):
 def test_the_sentences_say_the_end_and_the_beginning(methods):
     assert sentences(read_networks(methods)) == [
         "The top Hessian eigenvalue is 8.00 with SGD and 3.00 with SAM; at initialisation it is 1.50.",
-        "The trace is 80.0 ± 1.3 with SGD and 30.0 ± 1.3 with SAM; at initialisation it is 15.0.",
+        "The trace is 80.0 ± 1.3 with SGD and 30.0 ± 1.3 with SAM; at initialisation it is 15.0 ± 1.3.",
         "The negative part of the spectrum is 15.0 ± 5.0\u00a0% with SGD and 15.0 ± 5.0\u00a0% with SAM; "
-        "at initialisation it is 15.0\u00a0%.",
+        "at initialisation it is 15.0 ± 5.0\u00a0%.",
     ]
 
 

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from flatwise import vectors as V
+from flatwise.curvature.home import Home
 from flatwise.objective import Objective
 from flatwise.objective.arguments import fitting
 from flatwise.objective.averages import Part, all_agree
@@ -103,7 +104,8 @@ class OneSided:
     def __init__(self, objective: Objective, length: float) -> None:
         self._objective = objective
         self.length = length
-        self._home: Vector = []
+        self._home: Home | None = None
+        self._weights: Vector = []
         self._gradient: Vector = []
 
     def __call__(self, vector: Vector) -> Vector:
@@ -113,7 +115,7 @@ class OneSided:
             return V.zeros_like(objective.weights)
         self._settle()
         along = fitting(vector, objective.parameters())
-        with objective.displaced(self._home) as place:
+        with objective.displaced(self._weights) as place:
             place.to(along, self.length / norm)
             _, *product = objective.wide_value_and_gradient()
         V.add_(product, self._gradient, -1.0)
@@ -121,17 +123,11 @@ class OneSided:
         return list(product)
 
     def _settle(self) -> None:
-        """Take the gradient at the weights, unless it is there already and they have not moved."""
-        weights = self._objective.weights
-        if not all_agree(self._objective.groups, are_same(weights, self._home), self._objective.device):
-            self._home = V.clone(weights)
-            _, *gradient = self._objective.wide_value_and_gradient()
+        """Take the gradient at the weights, unless it is there already and nothing has changed."""
+        objective = self._objective
+        stays = self._home is not None and self._home.is_that_of(objective)
+        if not all_agree(objective.groups, stays, objective.device):
+            self._weights = V.clone(objective.weights)
+            _, *gradient = objective.wide_value_and_gradient()
             self._gradient = list(gradient)
-
-
-def are_same(a: Vector, b: Vector) -> bool:
-    """Whether two vectors are equal in every bit, on this process."""
-    if [t.shape for t in V.present(a)] != [t.shape for t in V.present(b)]:
-        return False
-    both = zip(V.locals_of(V.present(a)), V.locals_of(V.present(b)), strict=True)
-    return all(s.device == t.device and torch.equal(s, t) for s, t in both)
+            self._home = Home(objective)

@@ -51,7 +51,9 @@ def hessian(
         check: whether to make sure, once for each objective, that two evaluations agree.
         keep_graph: of "double", whether to keep the graph of the gradient between products at the same weights. A product then
             costs about 2 gradients in place of 3, and the graph stays in memory as long as the operator. None: where this process
-            has one batch, whose graph takes no more than a product does anyhow. True: the graphs of all batches.
+            has one batch, whose graph takes no more than a product does anyhow. True: the graphs of all batches. A change of
+            weights, buffers, modes or data between products is noticed; what a module or the loss function keeps elsewhere is
+            not: make a new operator then.
 
     Raises:
         ValueError: an unknown engine, or keep_graph for an engine that has none.
@@ -62,11 +64,14 @@ def hessian(
     if check:
         objective.check()
     chosen, reason = _choose(objective, engine)
-    if chosen != "double" and keep_graph is not None:
+    if keep_graph not in (None, True, False):
+        raise TypeError(f"keep_graph must be True, False or None, got {keep_graph!r}")
+    if chosen != "double" and keep_graph:
         raise ValueError(f'keep_graph has no effect on engine="{chosen}", which has no graph; leave it out')
     product, error = _product(objective, chosen, keep_graph)
     reason += "; graph kept between products" if isinstance(product, Twice) and product.keeps else ""
-    return Operator(product, objective.weights, error, record(objective, chosen, reason, error, step))
+    again = _otherwise(objective, product)
+    return Operator(product, objective.weights, error, record(objective, chosen, reason, error, step), again)
 
 
 def _choose(objective: Objective, engine: Engine | Literal["auto"]) -> tuple[Engine, str]:
@@ -109,6 +114,13 @@ def _difference(objective: Objective, engine: Difference) -> tuple[Product, floa
         _warn_if_coarse(error)
     longer, error = known[engine]
     return make(objective, longer * usual), error
+
+
+def _otherwise(objective: Objective, product: Product) -> Product | None:
+    """Central differences of twice the length, where products are differences."""
+    if not isinstance(product, (Differences, OneSided)):
+        return None
+    return Differences(objective, 2 * product.length)
 
 
 def _warn_if_coarse(error: float) -> None:

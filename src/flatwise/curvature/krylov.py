@@ -32,8 +32,9 @@ class Krylov:
         self.basis: list[Vector] = []
         self.matrix = torch.zeros(0, 0, dtype=torch.float64)
         self.products = 0
-        self.epsilon = min(V.epsilon(operator.like), torch.finfo(torch.float32).eps)
-        self.rounding = ROUNDING * self.epsilon
+        self.doubt = 0.0
+        self.epsilon = V.epsilon(operator.like)
+        self.rounding = ROUNDING * min(self.epsilon, torch.finfo(torch.float32).eps)
         self.noise = max(self.rounding, operator.error)
         self.error = operator.error
         self.record = operator.record
@@ -83,6 +84,16 @@ class Krylov:
         for vector, coefficient in zip(self.basis, coefficients.tolist()):
             V.add_(result, vector, coefficient)
         return V.unit(result)
+
+    def doubted(self, values: Tensor, vectors: Sequence[Vector], residuals: Tensor) -> Tensor:
+        """The residuals, or those by the operator's second way to take products, where it has one, if they are larger."""
+        if (again := self._operator.second) is None:
+            return residuals
+        self.products += len(vectors)
+        images = [fitted(again(narrowed(v, self._operator.like)), self._operator.like, "the product") for v in vectors]
+        others = [V.norm(V.add(image, v, -x)).item() for image, v, x in zip(images, vectors, values.tolist())]
+        self.doubt = max(others)
+        return torch.maximum(residuals, torch.tensor(others, dtype=residuals.dtype))
 
     def restart(self, keep: Tensor) -> None:
         """Go on with the Ritz vectors at these places, and the pending vectors, instead of the whole basis."""
@@ -150,7 +161,8 @@ def fitted(vector: Sequence[Tensor | None], like: Vector, name: str) -> Vector:
     if any(v is not None and t is not None and v.shape != t.shape for v, t in zip(vector, like, strict=True)):
         raise ValueError(f"{name} has other shapes than the operator's vectors")
     result = V.zeros_like(widened(like))
-    V.copy_(result, V.restrict(vector, [t is not None for t in like]))
+    detached = [None if t is None else t.detach() for t in vector]
+    V.copy_(result, V.restrict(detached, [t is not None for t in like]))
     return result
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flatwise import vectors as V
 from flatwise.curvature.adapters import Multiplies, as_operator
+from flatwise.curvature.checks import check_count
 from flatwise.curvature.krylov import Krylov, fitted
 from flatwise.curvature.operator import Operator
 from flatwise.curvature.record import Record
@@ -81,10 +82,10 @@ def top_eigenpairs(
     Args:
         operator: symmetric, such as a `hessian`, or anything else that `as_operator` takes.
         k: how many pairs, 1 to `operator.size`; from each end where both are wanted.
-        tol: the relative residual, > 0; of the values if these are the target.
+        tol: the relative residual, > 0; of the values if these are the target. Of both ends each has its own outermost value.
         start: a Vector or several near the eigenvectors that are wanted, such as those of some steps before.
         which: "largest" and "smallest" are algebraic (1 is larger than -5); "both" means `k` of each; "magnitude" the `k` of the
-            largest absolute value.
+            largest absolute value. Values descend in any case: the smallest one is the last.
         target: "values" stops when the values are known to `tol`, as residuals and gaps tell. That takes fewer products than to
             know the vectors as well.
         search: products for eigenvectors that the others miss, >= 0. By default 5 with a start and, where k > 1, 3 without one.
@@ -100,11 +101,12 @@ def top_eigenpairs(
         ValueError: an argument out of its range, a start of another shape, or an operator that returns NaN or infinity.
     """
     operator = as_operator(operator, check=False)
-    pairs = find(
-        operator, checked_wanted(operator, k, tol, which, target), tol, start, search, max_products, max_basis, seed
+    check_search(tol, which, target, search, seed)
+    pairs, complaint = find(
+        operator, checked_wanted(operator, k, which, target), tol, start, search, max_products, max_basis, seed
     )
-    if not pairs.converged:
-        warnings.warn(complaint(pairs, tol, operator.error), stacklevel=2)
+    if complaint is not None:
+        warnings.warn(complaint, stacklevel=2)
     return pairs
 
 
@@ -117,20 +119,21 @@ def find(
     max_products: int | None,
     max_basis: int | None,
     seed: int,
-) -> EigenPairs:
-    """`top_eigenpairs`, without a warning."""
+) -> tuple[EigenPairs, str | None]:
+    """`top_eigenpairs`, with what it would warn of."""
     starts = _starts(start, operator.like, seed, BLEND if search != 0 else 0.0)
     block = max(1, len(starts))
     budget = 50 * (wanted.count + 1) if max_products is None else max_products
     limit = 3 * max(block, wanted.count) + 20 if max_basis is None else max_basis
-    _check_limits(wanted.count, block, budget, limit, search)
+    _check_limits(wanted.count, block, budget, limit)
     krylov = Krylov(operator, starts, min(block, operator.size), itertools.count(seed + 1))
     run = _Search(krylov, wanted, tol, budget, limit)
     if starts:
         run.warm(WARM if search is None else search)
     else:
         run.cold(search if search is not None else COLD if wanted.count > 1 else 0)
-    return run.best()
+    pairs = run.best()
+    return pairs, None if pairs.converged else run.complaint(pairs)
 
 
 class _Search:
@@ -144,20 +147,21 @@ class _Search:
         self._limit = limit
 
     def warm(self, search: int) -> None:
-        """First the search from the last vector, then all of them."""
+        """First the search from the last vector, then all of them; where there are several, then copies as in a cold one."""
         enough = len(self._krylov.basis) + min(search, self._budget - self._wanted.count)
         while self._goes_on() and (self._krylov.products < enough or not self._has_found()):
             self._multiply(last=self._krylov.products < search)
+        self.cold(min(search, COLD) if self._wanted.count > 1 else 0)
 
     def cold(self, search: int) -> None:
-        """All that one random vector leads to, then what another one adds, as long as it changes what was found."""
+        """All that the vectors lead to, then what a random one adds, as long as it changes what was found."""
         before: Tensor | None = None
         while self._goes_on():
             if not self._has_found():
                 self._multiply()
                 continue
             found = self._values()
-            if not search or (before is not None and bool((found - before).abs().max() <= self._allowed(found))):
+            if not search or (before is not None and self._are_alike(found, before)):
                 return
             before = found
             self._look_elsewhere(search)
@@ -166,17 +170,31 @@ class _Search:
         """The wanted pairs as far as they are known."""
         krylov, wanted = self._krylov, self._wanted
         values, residuals, coefficients = krylov.ritz()
-        residuals = residuals + (krylov.error + krylov.epsilon) * values.abs().max()
+        largest = values.abs().max().item()
+        residuals = residuals + (krylov.error + krylov.epsilon) * largest
         places = wanted.of(values)
-        allowed = max(self._allowed(values[places]), krylov.rounding * values.abs().max().item())
+        vectors = [krylov.combine(column) for column in coefficients[:, places].T]
+        residuals[places] = krylov.doubted(values[places], vectors, residuals[places])
         return EigenPairs(
             values[places].tolist(),
-            [krylov.combine(column) for column in coefficients[:, places].T],
+            vectors,
             residuals[places].tolist(),
             gaps(values)[places].tolist(),
             krylov.products,
-            wanted.found(values, residuals, allowed),
+            wanted.found(values, residuals, self._tol, krylov.rounding * largest),
             krylov.record,
+        )
+
+    def complaint(self, pairs: EigenPairs) -> str:
+        """Why pairs that have not converged have not."""
+        error, outermost = self._krylov.error, self._wanted.outermost(torch.tensor(pairs.values))
+        limit = f" (products are known to {error:.1g} only)" if error > self._tol else ""
+        if self._krylov.doubt >= max(pairs.residuals):
+            limit = " (that of differences of another length; kinks or noise come in)"
+        return (
+            f"not converged after {pairs.products} products: the largest residual is {max(pairs.residuals):.2g}, "
+            f"wanted {self._tol:g} * {' and '.join(f'{value:.3g}' for value in outermost)}{limit}; "
+            f"raise {'tol' if limit else 'max_products or tol'}"
         )
 
     def _goes_on(self) -> bool:
@@ -186,14 +204,10 @@ class _Search:
         if self._krylov.done < self._wanted.count:
             return False
         values, residuals, _ = self._krylov.ritz()
-        rounding = self._krylov.noise * values.abs().max().item()
-        return self._wanted.found(values, residuals, max(self._allowed(values[self._wanted.of(values)]), rounding))
+        return self._wanted.found(values, residuals, self._tol, self._krylov.noise * values.abs().max().item())
 
-    def _allowed(self, values: Tensor) -> float:
-        """The tolerance, relative to the outermost value."""
-        return self._tol * max(
-            abs(values[0].item()), abs(values[-1].item()) if self._wanted.which != "largest" else 0.0
-        )
+    def _are_alike(self, now: Tensor, before: Tensor) -> bool:
+        return bool((now - before).abs().max() <= self._tol * min(self._wanted.outermost(now)))
 
     def _values(self) -> Tensor:
         values, _, _ = self._krylov.ritz()
@@ -219,16 +233,6 @@ class _Search:
             krylov.restart(wanted.of(values, half * wanted.k // wanted.count))
 
 
-def complaint(pairs: EigenPairs, tol: float, error: float) -> str:
-    """Why pairs that have not converged have not."""
-    limit = f" (products are known to {error:.1g} only)" if error > tol else ""
-    outermost = max(pairs.values, key=abs) if pairs.values[0] < 0 else pairs.values[0]
-    return (
-        f"not converged after {pairs.products} products: the largest residual is {max(pairs.residuals):.2g}, "
-        f"wanted {tol:g} * {abs(outermost):.3g}{limit}; raise {'tol' if limit else 'max_products or tol'}"
-    )
-
-
 def _starts(start: Vector | Sequence[Vector] | None, like: Vector, seed: int, blend: float) -> list[Vector]:
     """The start vectors, the first of them last, with its random part: that is where the search begins."""
     if start is None or len(start) == 0:
@@ -248,28 +252,36 @@ def _checked(start: Vector) -> Vector:
     return start
 
 
-def checked_wanted(operator: Operator, k: Any, tol: float, which: Which, target: Target) -> Wanted:
-    """What is wanted of an operator; ValueError or TypeError where it cannot be."""
+def check_search(tol: Any, which: Any, target: Any, search: Any, seed: Any) -> None:
+    """Refuse settings of a search that no operator could have; TypeError or ValueError."""
     for name, value, choices in (("which", which, get_args(Which)), ("target", target, get_args(Target))):
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    if not 0 < tol < float("inf"):
+        raise ValueError(f"tol must be a finite number > 0, got {tol}")
+    if search is not None:
+        check_count("search", search, 0)
+    if not isinstance(seed, int):
+        raise TypeError(f"seed must be an integer, got {seed!r}")
+
+
+def checked_wanted(operator: Operator, k: Any, which: Which, target: Target) -> Wanted:
+    """What is wanted of an operator; ValueError or TypeError where it cannot be."""
     if not isinstance(k, int) or isinstance(k, bool):
         raise TypeError(f"k must be an integer, got {k!r}")
     if not 1 <= k <= operator.size:
         raise ValueError(f"k must be from 1 to the size of the operator, {operator.size}, got {k}")
-    if not 0 < tol < float("inf"):
-        raise ValueError(f"tol must be a finite number > 0, got {tol}")
     wanted = Wanted(k, which, target)
     if wanted.count > operator.size:
         raise ValueError(f"the operator has {operator.size} eigenvalues, fewer than {k} from both ends")
     return wanted
 
 
-def _check_limits(count: int, block: int, budget: int, limit: int, search: int | None) -> None:
+def _check_limits(count: int, block: int, budget: int, limit: int) -> None:
+    check_count("max_products", budget, 0)
+    check_count("max_basis", limit, 0)
     if budget < count:
         raise ValueError(f"max_products must be at least k = {count}, got {budget}")
-    if search is not None and search < 0:
-        raise ValueError(f"search must be at least 0, got {search}")
     least = max(block, count) + count + 3
     if limit < least:
         raise ValueError(f"max_basis must be at least {least} for k = {count} and these start vectors, got {limit}")

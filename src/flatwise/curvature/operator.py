@@ -22,12 +22,15 @@ class Operator:
         like: a template Vector of its domain: only shapes, dtypes and devices count. Where it is None, vectors are None.
         error: the relative error of a product, where it is more than rounding.
         record: how products come about, for what is measured of a network.
+        second: another way to take products, where they are approximate: differences of another length, which meet other kinks.
+            What both agree on can be believed.
     """
 
     product: Callable[[Vector], Vector]
     like: Vector
     error: float = 0.0
     record: Record | None = None
+    second: Callable[[Vector], Vector] | None = None
 
     @property
     def size(self) -> int:

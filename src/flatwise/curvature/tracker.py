@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,8 @@ from typing import Any
 from flatwise import vectors as V
 from flatwise.curvature.adapters import Multiplies, as_operator
 from flatwise.curvature.checks import check_count
-from flatwise.curvature.lanczos import EigenPairs, checked_wanted, complaint, find
+from flatwise.curvature.krylov import fitted
+from flatwise.curvature.lanczos import EigenPairs, check_search, checked_wanted, find
 from flatwise.curvature.operator import Operator
 from flatwise.curvature.record import Record
 from flatwise.curvature.wanted import Target
@@ -29,7 +31,8 @@ class EigenTracker:
         k: how many pairs, >= 1.
         tol: as for `top_eigenpairs`.
         target: as for `top_eigenpairs`; "values" takes fewer products.
-        threshold: follow every eigenvalue above it, such as 2 / lr, and the first below: `k` grows and comes back as they do.
+        threshold: follow every eigenvalue above it, such as 2 / lr, and the first below, at least `k` of them and at most `most`.
+        most: so many, >= k.
         search: as for `top_eigenpairs`: products in each update for eigenvectors that were not there before.
         budget: products for each update, >= k. What it was too small for is in `shortfall`; without a budget a warning says so.
         seed: of the random vectors, other ones at each update.
@@ -50,17 +53,23 @@ class EigenTracker:
         *,
         target: Target = "vectors",
         threshold: float | None = None,
+        most: int = 50,
         search: int | None = None,
         budget: int | None = None,
         seed: int = 0,
     ) -> None:
         check_count("k", k, 1)
+        check_count("most", most, k)
+        check_search(tol, "largest", target, search, seed)
+        if threshold is not None and not math.isfinite(threshold):
+            raise ValueError(f"threshold must be a finite number or None, got {threshold}")
         if budget is not None:
             check_count("budget", budget, k)
         self.k = k
         self.tol = tol
         self.target: Target = target
         self.threshold = threshold
+        self.most = most
         self.search = search
         self.budget = budget
         self.seed = seed
@@ -70,6 +79,7 @@ class EigenTracker:
         self.updates = 0
         self.products = 0
         self._identified = 0
+        self._searches = 0
 
     def update(self, operator: Multiplies) -> EigenPairs:
         """Find the largest eigenpairs of the operator as it is now.
@@ -78,10 +88,12 @@ class EigenTracker:
             TypeError, ValueError: as `top_eigenpairs`.
         """
         operator = as_operator(operator, check=False)
-        before = [] if self.pairs is None else self.pairs.vectors
-        pairs = self._found(operator, before)
+        known = [] if self.pairs is None else self.pairs.vectors
+        before = [fitted(v, operator.like, f"start vector {i}") for i, v in enumerate(known)]
+        pairs, complaint = self._found(operator, before)
         identities, vectors = self._identified_with(before, pairs.vectors)
-        self.shortfall = self._missing(pairs, operator)
+        told = None if complaint is None else complaint.replace("max_products", "budget")
+        self.shortfall = told or self._missing(pairs, operator)
         if self.shortfall and self.budget is None:
             warnings.warn(self.shortfall, stacklevel=2)
         self.pairs, self.identities = replace(pairs, vectors=vectors), identities
@@ -91,49 +103,50 @@ class EigenTracker:
 
     # --- finding ------------------------------------------------------------------------------------------------------
 
-    def _found(self, operator: Operator, before: Sequence[Vector]) -> EigenPairs:
-        pairs = self._searched(operator, self._wished(operator), before, self.budget, self.search)
-        while self._reaches_on(pairs, operator):
-            spent = pairs.products
-            more = self._searched(operator, len(pairs.values) + 1, pairs.vectors, self._left(spent), self.search)
-            pairs = replace(more, products=spent + more.products)
-        return pairs
+    def _found(self, operator: Operator, before: Sequence[Vector]) -> tuple[EigenPairs, str | None]:
+        """As many as are wished for; twice as many, and so on, as long as all of them are above the threshold."""
+        pairs, complaint = self._searched(operator, self._wished(operator), before, 0)
+        while complaint is None and (more := self._more(pairs, operator)):
+            pairs, complaint = self._searched(operator, more, pairs.vectors, pairs.products)
+        return self._trimmed(pairs), complaint
 
     def _searched(
-        self, operator: Operator, k: int, start: Sequence[Vector], budget: int | None, search: int | None
-    ) -> EigenPairs:
-        wanted = checked_wanted(operator, k, self.tol, "largest", self.target)
-        # Other random vectors at each update: what one misses, the next may see.
-        seed = self.seed + self.updates * (k + 1)
-        return find(operator, wanted, self.tol, start, search, budget, None, seed)
+        self, operator: Operator, k: int, start: Sequence[Vector], spent: int
+    ) -> tuple[EigenPairs, str | None]:
+        wanted = checked_wanted(operator, k, "largest", self.target)
+        budget = None if self.budget is None else self.budget - spent
+        # Other random vectors in each search: what one misses, the next may see.
+        self._searches += 1
+        seed = self.seed + 1000 * (self._searches - 1)
+        pairs, complaint = find(operator, wanted, self.tol, start, self.search, budget, None, seed)
+        return replace(pairs, products=spent + pairs.products), complaint
 
     def _wished(self, operator: Operator) -> int:
-        """One more than were above the threshold, as many as there is room for."""
-        above = 0 if self.pairs is None or self.threshold is None else _above(self.pairs, self.threshold)
-        room = operator.size if self.budget is None else self.budget
-        return max(self.k, min(above + 1, room, operator.size))
+        """One more than were above the threshold, if there is room for them."""
+        wished = max(self.k, 0 if self.pairs is None else self._above(self.pairs) + 1)
+        return min(wished, operator.size, self.most, wished if self.budget is None else self.budget)
 
-    def _reaches_on(self, pairs: EigenPairs, operator: Operator) -> bool:
-        """Whether all pairs are above the threshold, and there are more to look for."""
+    def _more(self, pairs: EigenPairs, operator: Operator) -> int:
+        """How many to look for, where all of these are above the threshold; 0 where that is not so, or there is no room."""
         k = len(pairs.values)
-        above = self.threshold is not None and _above(pairs, self.threshold) == k
-        return above and pairs.converged and k < operator.size and self._has_room(pairs.products, k + 1)
+        room = self.most if self.budget is None else min(self.most, self.budget - pairs.products)
+        more = min(2 * k, operator.size, room)
+        return more if self._above(pairs) == k and more > k else 0
 
-    def _has_room(self, spent: int, k: int) -> bool:
-        return self.budget is None or self.budget - spent >= k
+    def _above(self, pairs: EigenPairs) -> int:
+        return 0 if self.threshold is None else sum(value > self.threshold for value in pairs.values)
 
-    def _left(self, spent: int) -> int | None:
-        return None if self.budget is None else self.budget - spent
+    def _trimmed(self, pairs: EigenPairs) -> EigenPairs:
+        """The pairs above the threshold and the first below; `k` at least."""
+        k = max(self.k, self._above(pairs) + 1)
+        lists: dict[str, Any] = {name: getattr(pairs, name)[:k] for name in ("values", "vectors", "residuals", "gaps")}
+        return replace(pairs, **lists)
 
     def _missing(self, pairs: EigenPairs, operator: Operator) -> str | None:
-        if not pairs.converged:
-            return complaint(pairs, self.tol, operator.error)
-        if self.threshold is not None and _above(pairs, self.threshold) == len(pairs.values) < operator.size:
-            return (
-                f"all {len(pairs.values)} eigenvalues that {self.budget} products could find are above {self.threshold:g}; "
-                "there may be more"
-            )
-        return None
+        if self._above(pairs) < len(pairs.values) or len(pairs.values) == operator.size:
+            return None
+        limit = f"most = {self.most}" if len(pairs.values) == self.most else f"a budget of {self.budget} products"
+        return f"all {len(pairs.values)} eigenvalues that {limit} allowed for are above {self.threshold:g}; there may be more"
 
     # --- following ----------------------------------------------------------------------------------------------------
 
@@ -160,6 +173,7 @@ class EigenTracker:
             "products": self.products,
             "identities": list(self.identities),
             "identified": self._identified,
+            "searches": self._searches,
             "shortfall": self.shortfall,
             "pairs": None if self.pairs is None else _as_plain(self.pairs),
         }
@@ -170,11 +184,7 @@ class EigenTracker:
         self.pairs = None if pairs is None else _from_plain(pairs)
         self.updates, self.products = state["updates"], state["products"]
         self.identities, self._identified = list(state["identities"]), state["identified"]
-        self.shortfall = state["shortfall"]
-
-
-def _above(pairs: EigenPairs, threshold: float) -> int:
-    return sum(value > threshold for value in pairs.values)
+        self._searches, self.shortfall = state["searches"], state["shortfall"]
 
 
 def _as_plain(pairs: EigenPairs) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.func import functional_call
 
-from flatwise import vectors as V
-from flatwise.curvature.engines import Bound, are_same
+from flatwise.curvature.engines import Bound
+from flatwise.curvature.home import Home
 from flatwise.objective import Objective
 from flatwise.objective.arguments import fitting
-from flatwise.objective.averages import Mean, Part
+from flatwise.objective.averages import Mean
 from flatwise.objective.derivatives import differentiated, gradient, twice_differentiable
 from flatwise.vectors import Vector
 
@@ -45,8 +45,7 @@ class Twice:
         self._bound = Bound(objective)
         self._insists = bool(keep)
         self._graphs: list[Graph] = []
-        self._home: tuple[Any, ...] | None = None
-        self._values: Vector = []
+        self._home: Home | None = None
         self.keeps = _has_one_batch(objective) if keep is None else keep
 
     def __call__(self, vector: Vector) -> Vector:
@@ -58,40 +57,37 @@ class Twice:
                 self._forget()
                 if self._insists:
                     raise
+                self.keeps = False
         return self._objective.differentiated_twice(vector)
 
     def _from_graphs(self, vector: Vector) -> Vector:
         parameters = self._objective.parameters()
         along = fitting(vector, parameters)
         mean = Mean(parameters)
+        stays = self._home is not None and self._home.is_that_of(self._objective)
         with twice_differentiable(self._objective.model), self._objective.evaluation():
-            self._settle(parameters)
+            if not stays:
+                self._settle(parameters)
             for graph in self._graphs:
                 mean.add(differentiated(graph.gradient, parameters, along, keep=True), graph.weight)
         return [v.to(p.dtype) for v, p in zip(mean.over(self._objective.groups), parameters, strict=True)]
 
     def _settle(self, parameters: Sequence[Tensor]) -> None:
-        """Make the graphs, unless they are there and nothing has moved since: weights, buffers, modes, frozen layers."""
-        model = self._objective.model
-        values: Vector = [t.detach() for t in (*model.parameters(), *model.buffers())]
-        # Weights that went and came back are the same, but a graph knows only that they were written to.
-        home = self._objective.state(), tuple(p._version for p in model.parameters())
-        if home != self._home or not are_same(values, self._values):
-            self._forget()
-            self._home, self._values = home, V.clone(values)
-            self._graphs = [self._graph(part, parameters) for part in self._objective.own_parts()]
-            self.keeps = True
-
-    def _graph(self, part: Part, parameters: Sequence[Tensor]) -> Graph:
-        # With buffers of its own: the model's are written to after each evaluation.
-        buffers = {name: b.detach().clone() for name, b in self._bound.named_buffers()}
-        loss: Any = functional_call(self._bound, buffers, (part.batch,))
-        return Graph(gradient([loss], parameters, again=True), part.weight)
+        """Make the graphs of the loss as it is; the old ones go first."""
+        self._forget()
+        # With buffers of their own, as the model's are written back after each evaluation; each part sees what the last one left.
+        buffers = dict(self._bound.named_buffers())
+        for part in self._objective.own_parts():
+            buffers = {name: b.detach().clone() for name, b in buffers.items()}
+            loss: Any = functional_call(self._bound, buffers, (part.batch,))
+            self._graphs.append(Graph(gradient([loss], parameters, again=True), part.weight))
+        self._home = Home(self._objective)
 
     def _forget(self) -> None:
-        self.keeps, self._home, self._values, self._graphs = False, None, [], []
+        self._home, self._graphs = None, []
 
 
 def _has_one_batch(objective: Objective) -> bool:
+    objective.plan()
     with objective.evaluation():
         return len(list(islice(objective.own_parts(), 2))) < 2

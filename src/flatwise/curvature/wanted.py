@@ -66,23 +66,29 @@ class Wanted:
         most = len(values) // len(_ENDS[self.which])
         return torch.cat([places(values, min(k or self.k, most)) for places, _ in _ENDS[self.which]]).unique()
 
-    def found(self, values: Tensor, residuals: Tensor, allowed: float) -> bool:
-        """Whether the wanted ones are known to `allowed`, and none of the others can turn out to lie before them."""
+    def outermost(self, values: Tensor) -> list[float]:
+        """The absolute value of the outermost eigenvalue of each end, of values that descend: a tolerance is relative to it."""
+        return [values[places(values, 1)].abs().item() for places, _ in _ENDS[self.which]]
+
+    def found(self, values: Tensor, residuals: Tensor, tol: float, rounding: float) -> bool:
+        """Whether those of each end are known to `tol` times its outermost one, or to rounding, and none can lie before them."""
         if len(values) < self.count:
             return False
         off = residuals if self.target == "vectors" else errors(values, residuals)
-        return bool(off[self.of(values)].max() <= allowed) and all(
-            self._none_before(score(values), places(values, self.k), residuals, allowed)
-            for places, score in _ENDS[self.which]
+        ends = zip(_ENDS[self.which], self.outermost(values), strict=True)
+        return all(
+            self._end_is_found(places(values, self.k), score(values), residuals, off, max(tol * outermost, rounding))
+            for (places, score), outermost in ends
         )
 
     @staticmethod
-    def _none_before(scores: Tensor, wanted: Tensor, residuals: Tensor, allowed: float) -> bool:
-        """A Ritz value may still move by its residual."""
+    def _end_is_found(wanted: Tensor, scores: Tensor, residuals: Tensor, off: Tensor, allowed: float) -> bool:
+        """A Ritz value that is not wanted may still move by its residual."""
         others = torch.ones_like(scores, dtype=torch.bool)
         others[wanted] = False
         reach = (scores + residuals)[others]
-        return not len(reach) or bool(reach.max() <= scores[wanted].min() + allowed)
+        near = not len(reach) or bool(reach.max() <= scores[wanted].min() + allowed)
+        return near and bool(off[wanted].max() <= allowed)
 
 
 def errors(values: Tensor, residuals: Tensor) -> Tensor:

@@ -63,18 +63,25 @@ def objectives(own: Own, plan: Plan) -> Iterator[tuple[str | None, Objective]]:
 
     Raises:
         TypeError: it needs other arguments, or returns something else.
-        ValueError: a setting has no effect on it.
+        ValueError: a setting has no effect on it, or it raises something itself.
     """
     _refuse_settings_of_data(own.function, plan)
     function = resolve(own.function)
     keywords = _keywords(own, plan, function)
     with globally_seeded(plan.seed):
-        returned = function(**keywords)
+        returned = _called(own, function, keywords)
         if _is_one(returned):
             yield None, _objective(own.function, returned, plan)
             return
         for name, thing in _entries(own.function, returned):
             yield name, _objective(f"{own.function} ({name})", thing, plan)
+
+
+def _called(own: Own, function: Callable[..., Any], keywords: dict[str, Any]) -> Any:
+    try:
+        return function(**keywords)
+    except Exception as error:
+        raise ValueError(f"{own.label!r} raised {type(error).__name__}: {error}") from error
 
 
 def _refuse_settings_of_data(name: str, plan: Plan) -> None:

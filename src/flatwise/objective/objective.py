@@ -176,7 +176,7 @@ class Objective:
 
         A loss that differentiates something itself cannot do without one; a loss that cannot be differentiated can.
         """
-        self._plan()
+        self.plan()
         return self._with(_graph=False)
 
     def _with(self, **changes: Any) -> Objective:
@@ -270,7 +270,7 @@ class Objective:
             like: the shapes, dtypes and devices of these, for processes without samples.
         """
         mean = Mean(like)
-        self._plan()
+        self.plan()
         with self.evaluation():
             for part in self.parts():
                 mean.add(measure(part), part.weight)
@@ -281,6 +281,7 @@ class Objective:
     @contextmanager
     def evaluation(self) -> Generator[None]:
         """Inside, the model is in its mode, random numbers are seeded and gradients as asked for; afterwards all is as before."""
+        torch.clear_autocast_cache()  # a region around all of this may hold copies of the weights as they were
         with measuring(self.model, self.mode), generator_kept(self.data), python_seeded(self.seed), _eagerly():
             set_seed(self.seed, devices([*self.model.parameters(), *self.model.buffers()]))
             try:
@@ -323,9 +324,7 @@ class Objective:
         free = tuple(p.requires_grad for p in self.model.parameters())
         return free if self.mode != "current" else free + tuple(m.training for m in self.model.modules())
 
-    # --- private ------------------------------------------------------------------------------------------------------
-
-    def _plan(self) -> None:
+    def plan(self) -> None:
         """Choose, once, how to cut batches, and make sure that the loss allows it."""
         if self._planned or (self.micro_batch is None and self.max_memory is None):
             return
@@ -335,6 +334,8 @@ class Objective:
         if not averages.all_agree(self.groups, size is None, self.device):
             micro_batches.check_mean(self.uncut(), size or 1)
         self._cut, self._planned = size, True
+
+    # --- private ------------------------------------------------------------------------------------------------------
 
     def _scalar(self) -> list[Tensor]:
         first = self.parameters()[0]

@@ -133,8 +133,10 @@ def _listed(entries: Sequence[Entry], texts: Sequence[str]) -> str:
 
 
 def _curvature(entry: Entry) -> str:
-    """The second derivative along the unit direction."""
-    return compact(entry["parabola"]["curvature"] / entry["norm"] ** 2)
+    """The second derivative along the unit direction, with what lengths further apart say otherwise."""
+    value, error = (entry["parabola"].get(name) for name in ("curvature", "error"))
+    square = entry["norm"] ** 2
+    return compact(value / square) + (f" ± {compact(error / square)}" if error and error > 0.01 * abs(value) else "")
 
 
 def _barrier(entry: Entry) -> str:

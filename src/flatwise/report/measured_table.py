@@ -169,7 +169,8 @@ def _sentence(
     clauses = [clause for arm, group in ends.items() if (clause := _clause(arm, group, read, error, unit))]
     if not clauses:
         return ""
-    began = sorted({compact(read(n)) for n in starts if math.isfinite(read(n))})
+    cells = [measured(read(n), error(n)) for n in starts if math.isfinite(read(n))]
+    began = sorted({f"{cell.text} {cell.range}".strip() for cell in cells})
     single = len(began) == 1 and any(n.step for group in ends.values() for n in group)
     before = f"; at initialisation it is {began[0]}{unit}" if single else ""
     return f"{what} is {_listed(clauses)}{before}."

@@ -117,6 +117,24 @@ def test_kinks_are_seen_and_said():
     assert hessian(objective).engine == "double"
 
 
+@pytest.mark.filterwarnings("ignore:differences of gradients agree:UserWarning", "ignore:not converged:UserWarning")
+def test_a_search_that_turned_into_a_kink_is_not_believed():
+    """Differences can be exact along one direction and not along the one that is found: a look at another length tells."""
+    wrong, believed = 0, 0
+    for seed in range(12):
+        torch.manual_seed(seed)
+        inputs, targets = torch.randn(30, 5), torch.randint(3, (30,))
+        model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3))
+        halves = [(inputs[:12], targets[:12]), (inputs[12:], targets[12:])]
+        objective = Objective(model, lambda m, b: nn.functional.cross_entropy(m(b[0]), b[1]), halves, mode="eval")
+        exact = top_eigenpairs(hessian(objective, "double")).values[0]
+        pairs = top_eigenpairs(hessian(objective, "differences"))
+        is_wrong = abs(pairs.values[0] - exact) > 0.1 * exact
+        wrong, believed = wrong + is_wrong, believed + (is_wrong and pairs.converged)
+    assert wrong >= 3
+    assert believed == 0
+
+
 def test_low_precision_is_seen_though_the_weights_are_in_float32():
     """Autocast inside the loss: the length that would be right for float32 is far too short."""
     model, data, _ = problem("mlp", torch.float32)

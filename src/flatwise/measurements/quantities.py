@@ -17,6 +17,9 @@ from flatwise.measurements.meter import Meter
 from flatwise.measurements.plan import Plan
 from flatwise.measurements.subject import Subject
 
+PATIENCE = 150
+"""Products after which the search for eigenpairs ends."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -38,13 +41,15 @@ class Work:
     def pairs(self) -> EigenPairs:
         """The eigenpairs at the wanted ends, values descending; found once.
 
-        Both ends are one search, whose tolerance is relative to the largest of them: the lowest eigenvalue of a trained
-        network may be all but 0, and no number of products would know it to a share of itself.
+        Both ends are one search. The lowest eigenvalue of a trained network may be all but 0, at the edge of the bulk, and no
+        number of products would know it to a share of itself: the search ends after some, and the residuals say the rest.
         """
         k, which = max(self.wanted, self.lowest), "both" if self.lowest else "largest"
         if self.lowest and 2 * k > self.operator.size:
             k, which = self.operator.size, "largest"
-        return curvature.top_eigenpairs(self.operator, k, self.plan.tol or 1e-2, which=which, seed=self.plan.seed)
+        return curvature.top_eigenpairs(
+            self.operator, k, self.plan.tol or 1e-2, which=which, seed=self.plan.seed, max_products=max(PATIENCE, 2 * k)
+        )
 
     @property
     def wanted(self) -> int:

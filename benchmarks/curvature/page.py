@@ -56,9 +56,9 @@ there. Each row is the median of processes of its own. Copies are multiples of t
 TRACKING = """
 ## Along a training
 
-Three epochs of SAM (rho 0.05) on 20,000 images, batches of 128; every 50 steps `EigenTracker.update(hessian(objective))` on {probe}
-images of the training set (`engine="{engine}"`, {options}). A share of the training is the time of all updates in that of all
-steps.
+Three epochs of SAM (rho 0.05) on 20,000 images, batches of 128; every 50 steps `EigenTracker.update(hessian(objective))` on
+{probe} images of the training set (`engine="{engine}"`, {options}). A share of the training is the time of all updates in that of
+all steps.
 
 | seed | within 2 % of exact | largest error | share of the time | of the work | gradients an update, after the first |
 |---|---|---|---|---|---|

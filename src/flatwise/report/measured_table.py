@@ -20,6 +20,9 @@ from flatwise.report.statistics import mean_interval
 from flatwise.report.study import number
 from flatwise.report.tables import Cell
 
+WELL = 0.01
+"""A residual, relative to its eigenvalue, that needs no remark: where a search ended early others may be the ones that lack."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -67,9 +70,9 @@ def _eigenvalue(end: str) -> Callable[[Network], Cell]:
         pairs: dict[str, Any] = network.part("eigenvalues").get(end) or {}
         if not pairs.get("values"):
             return Cell(MISSING)
-        note = "" if network.part("eigenvalues")["converged"] else "not converged"
-        value, residual = (compact(float(pairs[name][0])) for name in ("values", "residuals"))
-        return Cell(value, f"± {residual}", note)
+        value, residual = (float(pairs[name][0]) for name in ("values", "residuals"))
+        is_known = network.part("eigenvalues")["converged"] or residual <= WELL * abs(value)
+        return Cell(compact(value), f"± {compact(residual)}", "" if is_known else "not converged")
 
     return cell
 

@@ -4,16 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from flatwise.curvature.operator import Operator
-
-
-def check_operator(operator: Any) -> None:
-    """Refuse what is no Operator."""
-    if not isinstance(operator, Operator):
-        raise TypeError(
-            f"operator must be an Operator, as hessian or from_matrix make it, got {type(operator).__name__}"
-        )
-
 
 def check_count(name: str, value: Any, least: int) -> None:
     """Refuse what is no integer of at least so much."""

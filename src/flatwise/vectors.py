@@ -99,6 +99,19 @@ def add_(a: Sequence[Tensor | None], b: Sequence[Tensor | None], factor: Scalar 
         torch._foreach_add_(into, what, alpha=factor)
 
 
+def accumulate_(a: Vector, b: Sequence[Tensor | None], factor: Scalar = 1.0) -> None:
+    """`a += factor * b`, in place where `a` has a tensor; where it has none, `factor * b` takes the place."""
+    absent = [s is None for s in a]
+    add_(a, b, factor)
+    if any(absent):
+        a[:] = [s if t is None else t for s, t in zip(a, scale(restrict(b, absent), factor), strict=True)]
+
+
+def elementwise(function: Callable[..., Tensor], *vectors: Sequence[Tensor | None]) -> Vector:
+    """`function` of the entries at the same place, as with `torch.mul`; None where any of the vectors has None."""
+    return [_elementwise(function, ts) if all(t is not None for t in ts) else None for ts in zip(*vectors, strict=True)]
+
+
 def copy_(into: Sequence[Tensor | None], source: Sequence[Tensor | None]) -> None:
     """`into[:] = source`, in place, wherever `source` has a tensor."""
     targets, sources = pairs(into, source)
@@ -148,9 +161,12 @@ def size(vector: Sequence[Tensor | None]) -> int:
     return sum(t.numel() for t in present(vector))
 
 
-def random_like(vector: Sequence[Tensor | None], seed: int) -> Vector:
-    """A standard normal vector that depends on `seed` and each tensor's place and full shape alone, not on sharding."""
-    return [None if t is None else _normal_like(t, seed, i) for i, t in enumerate(vector)]
+def random_like(vector: Sequence[Tensor | None], seed: int, *, on_device: bool = False) -> Vector:
+    """A standard normal vector that depends on `seed` and each tensor's place and full shape alone, not on sharding.
+
+    Drawn on the CPU, or where the tensors are: that is faster for noise at every step, but numbers differ between devices.
+    """
+    return [None if t is None else _normal_like(t, seed, i, on_device) for i, t in enumerate(vector)]
 
 
 # --- what tensors are made of -----------------------------------------------------------------------------------------
@@ -295,9 +311,15 @@ def _split_like(local: Tensor, like: Tensor) -> Tensor:
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
-def _normal_like(t: Tensor, seed: int, place: int) -> Tensor:
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + place) % 2**63)
-    full = torch.randn(t.shape, generator=generator, dtype=_accumulator(t.dtype)).to(t.device, t.dtype)
+def _elementwise(function: Callable[..., Tensor], tensors: Sequence[Any]) -> Tensor:
+    return _split_like(function(*locals_of(tensors)), tensors[0])
+
+
+def _normal_like(t: Tensor, seed: int, place: int, on_device: bool) -> Tensor:
+    device = t.device if on_device else torch.device("cpu")
+    generator = torch.Generator(device).manual_seed((seed * 1_000_003 + place) % 2**63)
+    dtype = _accumulator(t.dtype)
+    full = torch.randn(t.shape, generator=generator, dtype=dtype, device=device).to(t.device, t.dtype)
     if not is_sharded(t):
         return full
     from torch.distributed.tensor import distribute_tensor

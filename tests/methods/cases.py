@@ -1,14 +1,17 @@
-"""The methods under test. A new method joins every test of the optimizer by being listed here.
+"""The methods under test. A new method joins the tests of all methods and the matrix of seams by being listed in EVERY.
 
-Hyper-parameters are larger than the papers' defaults, so that on small networks a mistake shows.
+Hyper-parameters are larger than the papers' defaults, so that on small networks a mistake shows. CASES are those few that stand
+for the others in the many tests of the optimizer itself.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
+import torch
 from reference import transcriptions
 
 from flatwise import methods
+from flatwise import vectors as V
 
 RHO = 0.1
 
@@ -22,7 +25,16 @@ class Case:
     double_tolerance: float = 1e-10  # after 50 steps in float64
 
     def with_rho(self, rho):
-        return replace(self.method, rho=rho)
+        return self.method.with_rho(rho)
+
+
+def fixed_space(known):
+    """Orthonormal vectors that take no look at the loss: the means over the tensors at even places, and at odd ones."""
+    return [V.unit([_filled(t, i % len(known) == j) for i, t in enumerate(v)]) for j, v in enumerate(known)]
+
+
+def _filled(t, on):
+    return torch.ones_like(t) if on else torch.zeros_like(t)
 
 
 CASES = [
@@ -41,6 +53,34 @@ CASES = [
     ),
 ]
 
+EVERY = [
+    *CASES,
+    Case("usam", methods.USAM(rho=RHO), lambda loss, params: transcriptions.usam(loss, params, RHO)),
+    Case(
+        "asam", methods.ASAM(rho=1.0, scaled="all"), lambda loss, params: transcriptions.asam(loss, params, 1.0, 0.01)
+    ),
+    Case("eigenvalue-penalty", methods.EigenvaluePenalty(rho=RHO, every=3, iterations=2)),
+    Case("tsam", methods.TSAM(rho=RHO, radius=2.0, tilt=5.0, samples=2)),
+    Case("ssam", methods.Stable(methods.SAM(rho=RHO))),
+    Case("trace-sam", methods.TraceSAM(rho=RHO, strength=0.7, samples=2)),
+    Case("det-sam", methods.DetSAM(rho=RHO, half_width=1.0, samples=2)),
+    Case("frob-sam", methods.FrobSAM(rho=RHO, strength=0.5)),
+    Case("nso", methods.NSO(rho=RHO, samples=2, clean=0.3)),
+    Case("x-sam", methods.XSAM(rho=RHO, alpha=0.5, every=3, iterations=2)),
+    Case("gsam", methods.GSAM(rho=RHO)),
+    Case("wsam", methods.WSAM(rho=RHO, gamma=0.7)),
+    Case("friendly-sam", methods.FriendlySAM(rho=RHO)),
+    Case("looksam", methods.LookSAM(rho=RHO, every=3)),
+    Case("momentum-sam", methods.MomentumSAM(rho=RHO)),
+    Case("ae-sam", methods.AESAM(rho=RHO, steps=20)),
+    Case("esam", methods.ESAM(rho=RHO)),
+    Case("late-sam", methods.Late(methods.SAM(rho=RHO), start=3)),
+    Case("interval-sam", methods.Interval(methods.SAM(rho=RHO), every=3)),
+    Case("dom-sgd", methods.Dominant(methods.SGD(), k=2, every=2, subspace=fixed_space)),
+    Case("bulk-sgd", methods.Bulk(methods.SGD(), k=2, every=2, subspace=fixed_space)),
+    Case("prgd", methods.PRGD(every=4)),
+]
+
 DISPLACING = [case for case in CASES if hasattr(case.method, "rho")]
 TRANSCRIBED = [case for case in CASES if case.transcription]
 
@@ -50,5 +90,7 @@ def parametrized(cases):
 
 
 every_method = parametrized(CASES)
+every_listed_method = parametrized(EVERY)
+every_listed_displacing_method = parametrized([case for case in EVERY if hasattr(case.method, "rho")])
 every_displacing_method = parametrized(DISPLACING)
 every_transcribed_method = parametrized(TRANSCRIBED)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from methods.cases import DISPLACING, every_displacing_method, parametrized
+from methods.cases import EVERY, every_listed_displacing_method, parametrized
 from methods.quadratics import direction, evaluate_around, state_at
 
 from flatwise import methods
@@ -30,7 +30,7 @@ def test_gradient_norm_on_a_quadratic():
     torch.testing.assert_close(direction(methods.GradientNorm(rho=0.3), W, H), G + 0.3 * H @ UNIT, rtol=1e-6, atol=1e-6)
 
 
-@every_displacing_method
+@every_listed_displacing_method
 def test_without_rho_the_direction_is_the_gradient_after_one_evaluation(case):
     places = []
     evaluate = evaluate_around(W, H)
@@ -40,13 +40,14 @@ def test_without_rho_the_direction_is_the_gradient_after_one_evaluation(case):
     assert len(places) == 1
 
 
-@every_displacing_method
+@every_listed_displacing_method
 def test_a_zero_gradient_is_not_a_nan(case):
     found = direction(case.method, torch.zeros(5, dtype=torch.float64), H)
-    assert torch.equal(found, torch.zeros(5, dtype=torch.float64))
+    assert torch.isfinite(found).all()
+    assert hasattr(case.method, "seed") or torch.equal(found, torch.zeros(5, dtype=torch.float64))
 
 
-@parametrized([case for case in DISPLACING if case.transcription])
+@parametrized([case for case in EVERY if case.transcription])
 def test_directions_agree_with_the_transcription_on_a_curved_loss(case):
     w = torch.tensor([0.4, -0.9, 1.3], dtype=torch.float64, requires_grad=True)
     loss = lambda: (w**4).sum() / 4 + torch.sin(w[0] * w[1]) + w[2] * w[1]

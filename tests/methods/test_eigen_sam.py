@@ -32,6 +32,7 @@ def given(vector, alpha=ALPHA, w=W):
     method = EigenSAM(rho=RHO, alpha=alpha, every=NEVER)
     state = state_at(method, w, step=1)
     state.vectors["eigenvector"] = [vector]
+    state.numbers["next_refresh"] = NEVER
     return method, state
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import pytest
-from methods.cases import CASES, every_displacing_method, every_method
+from methods.cases import EVERY, every_listed_displacing_method, every_listed_method
 
 from flatwise import methods
 
@@ -12,7 +12,7 @@ BAD_RHO = [-0.1, math.nan, math.inf, -math.inf, None, "0.05"]
 
 
 @pytest.mark.parametrize("rho", BAD_RHO)
-@every_displacing_method
+@every_listed_displacing_method
 def test_rho_must_be_a_finite_number_not_below_zero(case, rho):
     with pytest.raises((ValueError, TypeError), match="rho"):
         case.with_rho(rho)
@@ -38,7 +38,7 @@ def test_the_defaults_are_the_documented_ones():
     assert methods.GradientNorm() == methods.GradientNorm(rho=0.05)
 
 
-@every_method
+@every_listed_method
 def test_a_method_is_a_frozen_record(case):
     fields = dataclasses.fields(case.method)
     name = fields[0].name if fields else "rho"
@@ -46,14 +46,26 @@ def test_a_method_is_a_frozen_record(case):
         setattr(case.method, name, 1.0)
 
 
-@every_method
+@every_listed_method
 def test_methods_are_found_by_name(case):
-    hyperparameters = dataclasses.asdict(case.method)
-    assert methods.by_name(case.name, **hyperparameters) == case.method
+    assert methods.by_name(case.name, **hyperparameters(case.method)) == case.method
+
+
+@every_listed_method
+def test_the_settings_of_a_name_are_those_of_its_method(case):
+    assert methods.settings(case.name).keys() == hyperparameters(case.method).keys()
+    assert hyperparameters(methods.by_name(case.name)) == methods.settings(case.name)
+
+
+def hyperparameters(method):
+    """Those of the method, and of the one that it wraps."""
+    own = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    within = own.pop("method", None)
+    return own if within is None else own | hyperparameters(within)
 
 
 def test_every_name_has_a_case_here():
-    assert {case.name for case in CASES} == set(methods.names())
+    assert {case.name for case in EVERY} == set(methods.names())
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,19 @@ def reverse_sam(loss, params, rho):
     return sam(loss, params, -rho)
 
 
+def usam(loss, params, rho):
+    """arXiv 2206.06232: the gradient at w + rho g."""
+    return gradient_after(loss, params, [rho * t for t in gradient(loss, params)])
+
+
+def asam(loss, params, rho, eta):
+    """arXiv 2102.11600, equation 3 with T = diag(|w| + eta): the gradient at w + rho T^2 g / |T g|."""
+    g = gradient(loss, params)
+    sizes = [p.detach().abs() + eta for p in params]
+    length = norm([s * t for s, t in zip(sizes, g)])
+    return gradient_after(loss, params, [rho * s**2 * t / length for s, t in zip(sizes, g)])
+
+
 def gradient_norm(loss, params, rho):
     """The gradient of f + rho |grad f|, that is g + rho H g / |g|, with an exact Hessian-vector product."""
     g = torch.autograd.grad(loss(), params, create_graph=True)

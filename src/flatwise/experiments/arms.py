@@ -7,26 +7,19 @@ from dataclasses import asdict
 from typing import Any
 
 from flatwise.experiments.comparison import Arm
-from flatwise.training import Settings, TrainConfig
-from flatwise.training.config import METHOD_SETTINGS
-from flatwise.training.setup import method_settings
+from flatwise.experiments.labels import label
+from flatwise.training import Settings, TrainConfig, hyper
+from flatwise.training.config import SHORTCUTS, nearest
+from flatwise.training.setup import build_method, mean_cost, method_settings, takes_parts
 
-LABELS = {
-    "sgd": "SGD",
-    "sam": "SAM",
-    "eigen-sam": "Eigen-SAM",
-    "sam-equal-norm": "SAM at equal norm",
-    "reverse-sam": "Reverse-SAM",
-    "gradient-norm": "Gradient norm",
-}
-PASSES = {"sgd": 1.0}
-"""Evaluations per step, roughly, where they are not two."""
+DEAR = 2.0
+"""Evaluations per step, roughly, where they depend on the data."""
 
-SETTINGS_OF_METHODS = (*METHOD_SETTINGS, "rho_schedule")
-"""They go to the methods that have them."""
+OF_METHODS = (*SHORTCUTS, "rho_schedule", "parts")
+"""Settings that go to the methods that have them, beside the words of `hyper`."""
 
 PAIRS = (("eigen-sam", "sam"), ("eigen-sam", "sam-equal-norm"))
-"""Comparisons that interest beside those with the baseline."""
+"""Comparisons that interest first."""
 
 
 def arms_of(methods: Sequence[str], settings: Settings, *, equal_norm: bool = True) -> list[Arm]:
@@ -39,28 +32,34 @@ def arms_of(methods: Sequence[str], settings: Settings, *, equal_norm: bool = Tr
             longer than rho, and a longer SAM is flatter too.
 
     Raises:
-        ValueError: an unknown method (the nearest is named), one that comes twice, or a setting that none of them has.
+        ValueError: an unknown method or hyper-parameter (the nearest is named), a method that comes twice, or a setting that
+            none of them has.
     """
     if len(set(methods)) < len(methods):
         raise ValueError(f"each method is compared once, but {', '.join(methods)} names one twice")
+    taken = {method: _taken(method) for method in methods}
     for name in _given(settings):
-        if not any(name in method_settings(method) for method in methods):
+        if not any(name in names for names in taken.values()):
             raise ValueError(f"{name} has no effect with {', '.join(methods)}; leave it out")
-    arms = [_arm(method, settings) for method in methods]
+    _check_words(methods, settings)
+    arms = [arm_of(method, settings) for method in methods]
     return [*arms, equal_norm_arm(settings)] if equal_norm and "eigen-sam" in methods else arms
 
 
 def equal_norm_arm(settings: Settings) -> Arm:
     """The control: SAM whose displacement is as long as Eigen-SAM's with the same seed, as measured there."""
-    arm = _arm("sam", settings)
-    return Arm("sam-equal-norm", LABELS["sam-equal-norm"], arm.config, "control", "eigen-sam", arm.weight)
+    arm = arm_of("sam", settings)
+    return Arm("sam-equal-norm", label("sam-equal-norm"), arm.config, "control", "eigen-sam", arm.weight)
 
 
 def pairs_of(arms: Sequence[Arm], baseline: str) -> list[tuple[str, str]]:
-    """The differences to judge: those of interest, and every arm against the baseline."""
+    """The differences to judge: those of interest, every arm against the baseline, and every method against SAM."""
     names = [arm.name for arm in arms]
-    of_interest = [pair for pair in PAIRS if set(pair) <= set(names)]
-    return [*of_interest, *((name, baseline) for name in names if name != baseline and (name, baseline) not in PAIRS)]
+    pairs = [pair for pair in PAIRS if set(pair) <= set(names)]
+    pairs += [(name, baseline) for name in names if name != baseline]
+    if "sam" in names:
+        pairs += [(arm.name, "sam") for arm in arms if arm.role == "method" and arm.name not in ("sam", baseline)]
+    return list(dict.fromkeys(pairs))
 
 
 def baseline_of(arms: Sequence[Arm]) -> str:
@@ -68,13 +67,41 @@ def baseline_of(arms: Sequence[Arm]) -> str:
     return next((arm.name for arm in arms if arm.name == "sgd"), arms[0].name)
 
 
-def _arm(method: str, settings: Settings) -> Arm:
+def arm_of(method: str, settings: Settings) -> Arm:
+    """The arm of a method, with those of the settings that it has."""
     values: dict[str, Any] = asdict(settings)
-    foreign = [name for name in SETTINGS_OF_METHODS if name not in method_settings(method)]
-    values |= {name: getattr(Settings, name) for name in foreign}
-    config = TrainConfig(method=method, **values)
-    return Arm(method, LABELS.get(method, method), config, weight=PASSES.get(method, 2.0))
+    values |= {name: getattr(Settings, name) for name in OF_METHODS if name not in _taken(method)}
+    values["hyper"] = _words(method, settings)
+    short = {name: None for name in SHORTCUTS if name in hyper.for_method(values["hyper"], method)}
+    config = replace(
+        TrainConfig(method=method, **values), **short
+    )  # what is for this method alone goes before the flag
+    return Arm(method, label(method), config, weight=mean_cost(config) or DEAR)
+
+
+def _own(method: str, settings: Settings) -> dict[str, hyper.Value]:
+    """What words of `hyper` give to a method."""
+    known = method_settings(method)
+    return {name: value for name, value in hyper.for_method(settings.hyper, method).items() if name in known}
+
+
+def _taken(method: str) -> set[str]:
+    """The settings that the method of this name has, such as rho, and with it rho_schedule."""
+    built = build_method(TrainConfig(method=method))
+    more = {"rho_schedule"} if hasattr(built, "rho") else set[str]()
+    return {*method_settings(method), *more, *({"parts"} if takes_parts(built) else ())}
+
+
+def _check_words(methods: Sequence[str], settings: Settings) -> None:
+    """Refuse words of `hyper` that reach nobody."""
+    for entry in map(hyper.read, settings.hyper):
+        if entry.method is not None and entry.method not in methods:
+            raise ValueError(f"hyper names the method {entry.method!r}{nearest(entry.method, methods)}")
+        reached = [entry.method] if entry.method else methods
+        known = {name for method in reached for name in method_settings(method)}
+        if entry.name not in known:
+            raise ValueError(f"{entry.name} has no effect with {', '.join(reached)}{nearest(entry.name, known)}")
 
 
 def _given(settings: Settings) -> list[str]:
-    return [name for name in SETTINGS_OF_METHODS if getattr(settings, name) != getattr(Settings, name)]
+    return [name for name in OF_METHODS if getattr(settings, name) != getattr(Settings, name)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ class Arm:
         role: "method", or "control" for what only serves to judge another arm.
         norm_of: the name of an arm at whose mean displacement norm this one runs, seed by seed, as measured there.
         weight: the share of one run in the work, for the estimate of the remaining time.
+        home: the folder, from that of the comparison, in which its runs lie: another comparison may have made the same ones.
     """
 
     name: str
@@ -34,6 +36,11 @@ class Arm:
     role: str = "method"
     norm_of: str | None = None
     weight: float = 1.0
+    home: str = ""
+
+    def folder(self, seed: int) -> Path:
+        """Where its run with this seed lies, from the folder of the comparison."""
+        return Path(self.home) / run_folder(self.name, seed)
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,9 @@ class Comparison:
         command: the command line that makes this again.
         kind: "comparison" or "edge".
         edge: the name of the subfolder with an edge comparison that belongs to this one.
+        heading: what sets it apart from the other sections of its report.
+        sections: the names of the subfolders with comparisons of the same arms under other circumstances.
+        tuning: how the settings of the arms were chosen, as `flatwise.experiments.tuning` writes it down.
     """
 
     title: str
@@ -59,6 +69,9 @@ class Comparison:
     command: str
     kind: str = "comparison"
     edge: str | None = None
+    heading: str = ""
+    sections: Sequence[str] = ()
+    tuning: Mapping[str, Any] | None = None
 
     def jobs(self, folder: Path, mirrors: Sequence[str] = ()) -> list[Job]:
         """All runs: those that others wait for first, then long before short, so that the processes end together."""
@@ -78,19 +91,25 @@ class Comparison:
                 "pairs": [list(pair) for pair in self.pairs],
                 "seeds": list(self.seeds),
                 "edge": self.edge,
+                "heading": self.heading,
+                "sections": list(self.sections),
+                "tuning": self.tuning,
             },
         )
 
     def _is_awaited(self, arm: Arm) -> bool:
         return any(other.norm_of == arm.name for other in self.arms)
 
+    def _named(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
     def _job(self, folder: Path, arm: Arm, seed: int, mirrors: Sequence[str]) -> Job:
-        model = folder / run_folder(arm.norm_of, seed) if arm.norm_of else None
+        model = folder / self._named(arm.norm_of).folder(seed) if arm.norm_of else None
         return Job(
             name=f"{arm.label}, seed {seed}",
-            folder=folder / run_folder(arm.name, seed),
+            folder=plain(folder / arm.folder(seed)),
             config=partial(_settings, arm, seed, model),
-            after=[model] if model else [],
+            after=[plain(model)] if model else [],
             weight=arm.weight,
             mirrors=mirrors,
         )
@@ -99,13 +118,18 @@ class Comparison:
         config = {name: value for name, value in arm.config.to_dict().items() if name != "seed"}
         if arm.norm_of:
             config["rho"] = f"mean displacement norm of {arm.norm_of}, per seed"
-        runs = [run_folder(arm.name, seed) for seed in self.seeds]
+        runs = [arm.folder(seed).as_posix() for seed in self.seeds]
         return {"name": arm.name, "label": arm.label, "role": arm.role, "config": config, "runs": runs}
 
 
 def run_folder(arm: str, seed: int) -> str:
     """Where a run lies in the folder of its comparison."""
     return f"runs/{arm}/seed-{seed}"
+
+
+def plain(path: Path) -> Path:
+    """The path without `..`, so that two ways to one folder are the same."""
+    return Path(os.path.normpath(path))
 
 
 def carry_out(
@@ -127,7 +151,8 @@ def carry_out(
     """
     if workers is not None and workers < 1:
         raise ValueError(f"the number of processes must be at least 1, not {workers}")
-    jobs = [job for folder, comparison in comparisons.items() for job in comparison.jobs(folder, mirrors)]
+    found = [job for folder, comparison in comparisons.items() for job in comparison.jobs(folder, mirrors)]
+    jobs = list({job.folder: job for job in found}.values())
     for job in jobs:
         if not job.after:
             job.done()  # complains about foreign runs before anything starts

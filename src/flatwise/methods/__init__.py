@@ -2,53 +2,66 @@
 
 from __future__ import annotations
 
-import difflib
-from typing import Any
-
+from flatwise.methods.ae_sam import AESAM
+from flatwise.methods.asam import ASAM
 from flatwise.methods.dialogue import At, Dialogue, Evaluation, Method, Passes, State, drive
-from flatwise.methods.eigen_sam import EigenSAM
+from flatwise.methods.eigen_sam import XSAM, EigenSAM, EigenvaluePenalty
+from flatwise.methods.eigenvectors import Eigenspace
+from flatwise.methods.esam import ESAM
+from flatwise.methods.friendly_sam import FriendlySAM
 from flatwise.methods.gradient_norm import GradientNorm
-from flatwise.methods.sam import SAM, SGD, ReverseSAM
+from flatwise.methods.gsam import GSAM, WSAM
+from flatwise.methods.looksam import LookSAM
+from flatwise.methods.momentum_sam import MomentumSAM
+from flatwise.methods.names import by_name, names, settings
+from flatwise.methods.nso import NSO
+from flatwise.methods.prgd import PRGD
+from flatwise.methods.sam import SAM, SGD, USAM, ReverseSAM
+from flatwise.methods.selection import Selection
+from flatwise.methods.subspaces import Bulk, Dominant
+from flatwise.methods.tsam import TSAM
+from flatwise.methods.universal import DetSAM, FrobSAM, TraceSAM
+from flatwise.methods.wrappers import Interval, Late, Stable, Wrapper
 
 __all__ = [
+    "AESAM",
+    "ASAM",
+    "ESAM",
+    "GSAM",
+    "NSO",
+    "PRGD",
     "SAM",
     "SGD",
+    "TSAM",
+    "USAM",
+    "WSAM",
+    "XSAM",
     "At",
+    "Bulk",
+    "DetSAM",
     "Dialogue",
+    "Dominant",
     "EigenSAM",
+    "Eigenspace",
+    "EigenvaluePenalty",
     "Evaluation",
+    "FriendlySAM",
+    "FrobSAM",
     "GradientNorm",
+    "Interval",
+    "Late",
+    "LookSAM",
     "Method",
+    "MomentumSAM",
     "Passes",
     "ReverseSAM",
+    "Selection",
+    "Stable",
     "State",
+    "TraceSAM",
+    "Wrapper",
     "by_name",
     "drive",
     "names",
+    "settings",
 ]
-
-_BY_NAME: dict[str, type[Method]] = {
-    "sgd": SGD,
-    "sam": SAM,
-    "eigen-sam": EigenSAM,
-    "reverse-sam": ReverseSAM,
-    "gradient-norm": GradientNorm,
-}
-
-
-def names() -> list[str]:
-    """The names of all methods, as the command line knows them."""
-    return list(_BY_NAME)
-
-
-def by_name(name: str, **hyperparameters: Any) -> Method:
-    """The method of that name.
-
-    Raises:
-        ValueError: no method has this name; the nearest one is named.
-        TypeError: the method does not have one of the hyper-parameters.
-    """
-    if name not in _BY_NAME:
-        near = difflib.get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.0)[0]
-        raise ValueError(f"no method is called {name!r}; did you mean {near!r}? There are: {', '.join(_BY_NAME)}")
-    return _BY_NAME[name](**hyperparameters)

@@ -1,49 +1,48 @@
-"""Eigen-SAM: the displacement turned towards the top eigenvector of the Hessian."""
+"""Methods that use the top eigenvector of the Hessian: in the displacement, in the loss, in the direction."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from flatwise import vectors as V
+from flatwise.methods import eigenvectors
 from flatwise.methods.checks import non_negative, positive_integer
-from flatwise.methods.dialogue import At, Dialogue, Evaluation, Passes, State
-from flatwise.methods.ritz import Search, leading_ritz_vector
+from flatwise.methods.dialogue import At, Dialogue, Passes, State
+from flatwise.methods.eigenvectors import Source, check_source, where_present
+from flatwise.methods.products import second_difference_length
 from flatwise.vectors import Vector
-
-EIGENVECTOR = "eigenvector"
-SAME_IN_EVALUATION = "same_in_evaluation"
-
-# The first search starts at the gradient, which lies near the top eigenspaces, with this share of noise against the case of a
-# gradient that has no part in the wanted vector. Later searches start at the vector known, with this share of gradient.
-SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class EigenSAM(Dialogue):
     """Eigen-SAM (arXiv 2501.12666): the gradient at `w + rho * (u + alpha * sign(<g, v>) * (v - <v, u> u))`, `u = g / |g|`.
 
-    `v` is the unit eigenvector of the largest (algebraic) eigenvalue of the Hessian of the current mini-batch in evaluation
-    mode, refreshed at global steps 0, every, 2 * every ... and stale in between. The displacement is not renormalised: its
-    norm is `rho * sqrt(1 + alpha^2 (1 - <u, v>^2))`.
+    `v` is the unit eigenvector of the largest (algebraic) eigenvalue of the Hessian of the current mini-batch in
+    evaluation mode, refreshed at global steps 0, every, 2 * every ... and stale in between. The displacement is not
+    renormalised: its norm is `rho * sqrt(1 + alpha^2 (1 - <u, v>^2))`.
 
-    A refresh takes `iterations` Hessian-vector products, each a difference of gradients. The power iteration of the paper
-    follows the eigenvalue of largest magnitude, also a negative one; here the same products span a Krylov space, from which
-    the largest Ritz pair is taken, and the last product serves for a power step on it. It is warm-started by the previous
-    vector, and is part of the checkpoint.
+    Where `v` comes from, each product being a difference of gradients:
 
-    Two evaluations a step. A refresh adds `iterations`, and one for the gradient in evaluation mode unless the first refresh
-    found it equal to the training gradient (no BatchNorm, no dropout). At a refresh the host waits for the device
-    a few times more, and `iterations` vectors are kept meanwhile.
+    - "ritz": a refresh takes `iterations` Hessian-vector products that span a Krylov space, from which the largest Ritz
+      pair is taken; the last product serves for a power step on it. Warm-started by the previous vector.
+    - "power": the power iteration of the paper, which follows the eigenvalue of largest magnitude, also a negative one.
+    - "lanczos": the products of a refresh are spread over as many steps, each with that step's batch; the vector
+      belongs to all of them, and `iterations` vectors more are remembered. `every` should be at least `iterations`.
+    - a function, such as `flatwise.curvature.eigenspace(objective)`: the eigenvector of a whole data set, at the cost
+      of finding it.
+
+    Two evaluations a step. A refresh adds `iterations`, and one for the gradient in evaluation mode unless the first
+    refresh found it equal to the training gradient (no BatchNorm, no dropout). At a refresh the host waits for the
+    device a few times more, and `iterations` vectors are kept meanwhile.
 
     Args:
         rho: the radius; >= 0, and 0 is the base optimizer at one evaluation.
         alpha: the share of the eigenvector; >= 0, and 0 is SAM. The paper tunes it over 0.05, 0.1, 0.2.
         every: steps between refreshes; >= 1.
         iterations: Hessian-vector products a refresh; >= 1.
+        source: where the eigenvector comes from: a name, or an `Eigenspace`.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
@@ -53,24 +52,29 @@ class EigenSAM(Dialogue):
     alpha: float = 0.2
     every: int = 100
     iterations: int = 5
+    source: Source = "ritz"
 
     def __post_init__(self) -> None:
         non_negative("rho", self.rho)
         non_negative("alpha", self.alpha)
-        positive_integer("every", self.every)
-        positive_integer("iterations", self.iterations)
+        _check_refreshes(self.every, self.iterations, self.source)
+
+    @property
+    def cost(self) -> float:
+        """Two evaluations, and the products of a refresh; with BatchNorm or dropout `1 / every` more."""
+        return _cost(self, bool(self.alpha), 2.0)
 
     def init(self, vectors: Vector) -> State:
-        """The eigenvector is zero until the first refresh; all that a checkpoint will hold is there from the start."""
-        return State(vectors={EIGENVECTOR: V.zeros_like(vectors)}, numbers={SAME_IN_EVALUATION: 0.0} | asdict(Search()))
+        """The eigenvector is zero until the first refresh."""
+        return eigenvectors.memory(vectors, self.source, self.iterations)
 
     def passes(self, state: State) -> Passes:
         """Evaluate at the weights, refresh the eigenvector when it is time, evaluate along the tilted gradient."""
         here = yield At.weights()
         if not state.displaces(self.rho):
             return here.release()
-        if self.alpha and state.step % self.every == 0:
-            yield from self._refresh(here, state)
+        if self.alpha:
+            yield from eigenvectors.look(here, state, self.source, self.every, self.iterations)
         there = yield self._tilted(here.release(), state)
         return there.release()
 
@@ -79,7 +83,7 @@ class EigenSAM(Dialogue):
         if not self.alpha:
             return At.along(gradient, self.rho)
         gradient = state.on_perturbed(gradient)
-        vector = _where_present(state.vectors[EIGENVECTOR], gradient)
+        vector = where_present(state.vectors[eigenvectors.EIGENVECTOR], gradient)
         inverse_norm = V.reciprocal(V.norm(gradient))
         product = V.dot(gradient, vector)
         sign, c = torch.sign(product), product * inverse_norm
@@ -90,42 +94,123 @@ class EigenSAM(Dialogue):
         state.notes["alignment_displacement_tracked"] = (c.abs() + self.alpha * (1 - c**2)) / stretch
         return At.along(gradient, self.rho * stretch)
 
-    def _refresh(self, here: Evaluation, state: State) -> Generator[At, Evaluation, None]:
-        base = yield from _gradient_in_evaluation_mode(here, state)
-        known = state.vectors[EIGENVECTOR]
-        if state.step == 0:
-            start = _mixture(base, _where_present(V.random_like(known, state.seed), base))
-        else:
-            start = _mixture(_where_present(known, base), base)
-        search = Search.recalled(state.numbers)
-        vector = yield from leading_ritz_vector(start, base, state, self.iterations, search)
-        state.vectors[EIGENVECTOR] = _zero_where_absent(vector, known)
-        state.numbers |= asdict(search)
-        state.notes |= {"rayleigh_quotient": search.value, "eigenvector_residual": search.residual}
+
+@dataclass(frozen=True)
+class EigenvaluePenalty(Dialogue):
+    """Explicit eigenvalue penalty: the loss `f + rho^2 / 2 * lambda_1`. A control for Eigen-SAM.
+
+    That is the third-order term of SAM whose displacement is along the top eigenvector `v`, without the others. The
+    gradient of the eigenvalue is the second difference of gradients along `v`,
+    `(g(w + h v) - 2 g(w) + g(w - h v)) / h^2` (a derivation of ours, not of a paper). Three evaluations a step, and the
+    refreshes of the eigenvector as in `EigenSAM`.
+
+    Args:
+        rho: the weight of the eigenvalue is half its square; >= 0, and 0 is the base optimizer at one evaluation.
+        every: steps between refreshes; >= 1.
+        iterations: Hessian-vector products a refresh; >= 1.
+        source: as in `EigenSAM`.
+
+    Raises:
+        TypeError, ValueError: an argument is out of its range.
+    """
+
+    rho: float = 0.05
+    every: int = 10
+    iterations: int = 5
+    source: Source = "ritz"
+
+    def __post_init__(self) -> None:
+        non_negative("rho", self.rho)
+        _check_refreshes(self.every, self.iterations, self.source)
+
+    @property
+    def cost(self) -> float:
+        """Three evaluations, and the products of a refresh; with BatchNorm or dropout `1 / every` more."""
+        return _cost(self, True, 3.0)
+
+    def init(self, vectors: Vector) -> State:
+        """The eigenvector is zero until the first refresh."""
+        return eigenvectors.memory(vectors, self.source, self.iterations)
+
+    def passes(self, state: State) -> Passes:
+        """Evaluate at the weights and on both sides along the eigenvector, and add the second difference."""
+        here = yield At.weights()
+        if not state.displaces(self.rho):
+            return here.release()
+        vector = yield from eigenvectors.look(here, state, self.source, self.every, self.iterations)
+        vector = state.on_perturbed(where_present(vector, here.gradient))
+        length = second_difference_length(state, here.gradient)
+        weight = self.rho**2 / (2 * length**2)
+        above = yield At.offset(vector, length)
+        total = above.release()
+        below = yield At.offset(vector, -length)
+        V.accumulate_(total, below.release())
+        V.scale_(total, weight)
+        V.accumulate_(total, here.release(), 1 - 2 * weight)
+        return total
 
 
-def _gradient_in_evaluation_mode(here: Evaluation, state: State) -> Generator[At, Evaluation, Vector]:
-    if state.numbers.get(SAME_IN_EVALUATION):
-        return state.on_perturbed(here.gradient)
-    base = yield At.weights(probe=True)
-    if state.step == 0:
-        state.numbers[SAME_IN_EVALUATION] = float(here.repeatable and _equal(here.gradient, base.gradient))
-    return state.on_perturbed(base.release())
+@dataclass(frozen=True)
+class XSAM(Dialogue):
+    """X-SAM (arXiv 2601.10251), made independent of the sign of the eigenvector: SAM's gradient `h` less `alpha * <h, v> v`.
+
+    The paper's rule, `h - alpha * |<h, v>| v`, damps the component along the top eigenvector `v` or amplifies it
+    depending on the sign that a solver gave `v`. Here `v` is taken with the sign that agrees with `h`, so that the
+    component becomes `1 - alpha` times what it was. And `h` keeps its norm: the official code steps along a unit
+    vector. Two evaluations a step, and the refreshes of the eigenvector as in `EigenSAM`.
+
+    Args:
+        rho: the norm of the displacement; >= 0, and 0 is the base optimizer at one evaluation.
+        alpha: how much of the component is taken out; in [0, 2] in the paper; >= 0, and 0 is SAM.
+        every: steps between refreshes; >= 1.
+        iterations: Hessian-vector products a refresh; >= 1.
+        source: as in `EigenSAM`.
+
+    Raises:
+        TypeError, ValueError: an argument is out of its range.
+    """
+
+    rho: float = 0.05
+    alpha: float = 0.2
+    every: int = 5
+    iterations: int = 5
+    source: Source = "ritz"
+
+    def __post_init__(self) -> None:
+        non_negative("rho", self.rho)
+        non_negative("alpha", self.alpha)
+        _check_refreshes(self.every, self.iterations, self.source)
+
+    @property
+    def cost(self) -> float:
+        """Two evaluations, and the products of a refresh; with BatchNorm or dropout `1 / every` more."""
+        return _cost(self, bool(self.alpha), 2.0)
+
+    def init(self, vectors: Vector) -> State:
+        """The eigenvector is zero until the first refresh."""
+        return eigenvectors.memory(vectors, self.source, self.iterations)
+
+    def passes(self, state: State) -> Passes:
+        """Evaluate as SAM does, and take part of the second gradient along the eigenvector out."""
+        here = yield At.weights()
+        if not state.displaces(self.rho):
+            return here.release()
+        vector = state.vectors[eigenvectors.EIGENVECTOR]
+        if self.alpha:
+            vector = yield from eigenvectors.look(here, state, self.source, self.every, self.iterations)
+        there = yield At.along(here.release(), self.rho)
+        direction = there.release()
+        V.add_(direction, vector, -self.alpha * V.dot(direction, vector))
+        return direction
 
 
-def _equal(a: Vector, b: Vector) -> Tensor:
-    """Whether two gradients are the same but for the order of summation."""
-    return V.norm(V.add(a, b, -1.0)) <= 10 * V.epsilon(a) * V.norm(a)
+def _check_refreshes(every: object, iterations: object, source: object) -> None:
+    positive_integer("every", every)
+    positive_integer("iterations", iterations)
+    check_source(source)
 
 
-def _mixture(much: Vector, little: Vector) -> Vector:
-    return V.add(V.unit(much), V.unit(little), SHARE)
-
-
-def _where_present(vector: Vector, like: Vector) -> Vector:
-    """The vector with None where `like` has None: a parameter without gradient takes no part."""
-    return V.restrict(vector, [t is not None for t in like])
-
-
-def _zero_where_absent(vector: Vector, like: Vector) -> Vector:
-    return [z if v is None else v for v, z in zip(vector, V.zeros_like(like), strict=True)]
+def _cost(method: EigenSAM | EigenvaluePenalty | XSAM, looks: bool, alone: float) -> float:
+    if not method.rho:
+        return 1.0
+    return alone + (eigenvectors.cost(method.source, method.every, method.iterations) if looks else 0.0)

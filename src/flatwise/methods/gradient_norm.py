@@ -6,17 +6,18 @@ from dataclasses import dataclass
 
 from flatwise import vectors as V
 from flatwise.methods.checks import non_negative
-from flatwise.methods.dialogue import At, Dialogue, Passes, State
+from flatwise.methods.dialogue import At, Passes, State, Twice
 from flatwise.methods.products import difference_length, quotient
 
 
 @dataclass(frozen=True)
-class GradientNorm(Dialogue):
+class GradientNorm(Twice):
     """Explicit gradient regularisation, EGR (arXiv 2501.12666, appendix): the loss `f + rho * |grad f|`.
 
-    Its gradient is `g + rho * H g / |g|`, the product taken as a difference of two gradients of the same batch in the same mode.
-    Two evaluations a step, and the first gradient is kept through the second. It equals SAM to first order in rho, so where
-    the two part, SAM's higher orders are at work. The coefficient is the natural one, not checked against the paper's.
+    Its gradient is `g + rho * H g / |g|`, the product taken as a difference of two gradients of the same batch in the
+    same mode. Two evaluations a step, and the first gradient is kept through the second. It equals SAM to first order
+    in rho, so where the two part, SAM's higher orders are at work. The coefficient is the natural one, not checked
+    against the paper's.
 
     Args:
         rho: the weight of the gradient norm; >= 0, and 0 is the base optimizer at one evaluation.

@@ -47,3 +47,9 @@ def hessian_product(base: Vector, direction: Vector, length: Tensor) -> Generato
     """
     there = yield At.displaced(direction, length, probe=True)
     return V.restrict(quotient(there.release(), base, length), [g is not None for g in base])
+
+
+def second_difference_length(state: State, base: Vector) -> Tensor:
+    """The length of a second difference of gradients that balances truncation against rounding, a 0-d tensor."""
+    norm = difference_length(state, base) / min(RELATIVE * math.sqrt(V.epsilon(state.weights)), LONGEST)
+    return norm * min(V.epsilon(state.weights) ** 0.25, LONGEST)

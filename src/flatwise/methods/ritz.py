@@ -55,9 +55,10 @@ def leading_ritz_vector(
 ) -> Generator[At, Evaluation, Vector]:
     """Improve `start` towards the unit eigenvector of the largest (algebraic) eigenvalue by some Hessian-vector products.
 
-    Lanczos with full orthogonalisation, but with the projected matrix from explicit inner products: the noise of differences
-    breaks the three-term recurrence, not a projection. Power iteration would follow a larger negative eigenvalue; the largest
-    Ritz value does not. What the last product adds to the space is used as well: see `_free_step`.
+    Lanczos with full orthogonalisation, but with the projected matrix from explicit inner products: the noise of
+    differences breaks the three-term recurrence, not a projection. Power iteration would follow a larger negative
+    eigenvalue; the largest Ritz value does not. What the last product adds to the space is used as well: see
+    `_free_step`.
 
     Args:
         start: where the Krylov space begins; overwritten.
@@ -75,11 +76,11 @@ def leading_ritz_vector(
         basis.append(remainder)
         remainder = yield from hessian_product(base, basis[-1], length)
         columns.append(torch.stack([V.dot(b, remainder) for b in basis]))
-        sizes.append(_orthogonalise(remainder, basis, columns[-1]))
+        sizes.append(orthogonalise(remainder, basis, columns[-1]))
     projected, couplings = _on_host(columns), torch.stack(sizes).double().tolist()
-    coordinates = _largest(projected, _rank(couplings), search)
+    coordinates = largest(projected, _rank(couplings), search)
     _adapt_length(projected, couplings, search)
-    vector = _combination(basis, coordinates)
+    vector = combination(basis, coordinates)
     coupling = couplings[-1] * coordinates[-1]
     search.residual = abs(coupling)
     V.add_(vector, remainder, _free_step(coupling, search) * V.reciprocal(sizes[-1]))
@@ -87,7 +88,7 @@ def leading_ritz_vector(
     return vector
 
 
-def _orthogonalise(vector: Vector, basis: list[Vector], coordinates: Tensor) -> Tensor:
+def orthogonalise(vector: Vector, basis: list[Vector], coordinates: Tensor) -> Tensor:
     """Take the part along `basis` out of `vector`, in place, and return the norm of the rest: 0 where the space is exhausted."""
     for direction, coordinate in zip(basis, coordinates):
         V.add_(vector, direction, -coordinate)
@@ -111,7 +112,7 @@ def _rank(couplings: list[float]) -> int:
     return next((i for i, size in enumerate(couplings[:-1]) if i and not size > 0), len(couplings) - 1)
 
 
-def _largest(projected: Tensor, rank: int, search: Search) -> list[float]:
+def largest(projected: Tensor, rank: int, search: Search) -> list[float]:
     """The coordinates of the largest Ritz vector."""
     values, vectors = torch.linalg.eigh(projected[:rank, :rank], UPLO="U")
     search.value, search.lowest = float(values[-1]), min(search.lowest, float(values[0]), 0.0)
@@ -131,13 +132,13 @@ def _adapt_length(projected: Tensor, couplings: list[float], search: Search) -> 
 def _free_step(coupling: float, search: Search) -> float:
     """How much of the last remainder to add to the Ritz vector: `H v = value * v + coupling * remainder` is known for free.
 
-    The curvature along the remainder is not known. Taking it as the lowest eigenvalue known of makes this a power step with
-    just the shift that a negative eigenvalue asks for; with one product a refresh it is all the progress there is.
+    The curvature along the remainder is not known. Taking it as the lowest eigenvalue known of makes this a power step
+    with just the shift that a negative eigenvalue asks for; with one product a refresh it is all the progress there is.
     """
     return math.tan(0.5 * math.atan2(2 * coupling, search.value - search.lowest))
 
 
-def _combination(basis: list[Vector], coordinates: list[float]) -> Vector:
+def combination(basis: list[Vector], coordinates: list[float]) -> Vector:
     """The sum of the basis vectors by their coordinates, written into the first of them."""
     result = basis[0]
     V.scale_(result, coordinates[0])

@@ -15,7 +15,7 @@ from torch.optim import LBFGS, Optimizer
 
 from flatwise.methods import Method
 from flatwise.methods.checks import non_negative
-from flatwise.optim import messages
+from flatwise.optim import messages, views
 
 
 def base(optimizer: object, wrapper: type) -> None:
@@ -159,7 +159,8 @@ def loss(value: object) -> Tensor:
 def scheduled(method: Method, factor: float) -> Method:
     """The method with its rho times what a schedule returned."""
     non_negative("the factor of rho_schedule", factor)
-    return cast(Method, replace(cast(Any, method), rho=cast(Any, method).rho * factor))
+    rho: float = cast(Any, method).rho * factor
+    return cast(Any, method).with_rho(rho) if hasattr(method, "with_rho") else replace(cast(Any, method), rho=rho)
 
 
 def schedule(value: object, method: Method) -> None:
@@ -172,6 +173,22 @@ def schedule(value: object, method: Method) -> None:
         )
     if not hasattr(method, "rho"):
         raise ValueError(f"rho_schedule has no effect: the method {type(method).__name__} has no rho")
+
+
+def needs(method: Method, base: Optimizer, model: nn.Module | None) -> None:
+    """What the method looks at is there."""
+    name, wanted = type(method).__name__, views.needed(method)
+    if "names" in wanted and model is None:
+        raise ValueError(f"{name} goes by the names of parameters: pass model=..., or scaled='all'")
+    if "momentum" in wanted and not views.has_momentum(base):
+        raise ValueError(
+            f"{name} displaces along the base optimizer's momentum, and {type(base).__name__} has none: give it some, "
+            "as in SGD(..., momentum=0.9)"
+        )
+    if "subspace" in wanted:
+        raise ValueError(
+            f"{name} projects on a subspace and has none: pass subspace=flatwise.curvature.eigenspace(objective, k)"
+        )
 
 
 def not_under_scaler() -> None:

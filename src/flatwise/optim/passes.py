@@ -28,6 +28,7 @@ class Pass:
 
     def __init__(self, at: At, part: int, parameters: list[Tensor], replicas: Replicas, scaler: Any) -> None:
         self.at_weights = at.vector is None
+        self._selection = at.selection
         self.is_probe = at.probe
         self.part = part
         self._parameters = parameters
@@ -63,6 +64,16 @@ class Pass:
         if not self._replicas.many:  # DDP accumulates in its buckets
             self._own()
         self._left = self._state_of_gradients()
+
+    def chosen(self, losses: Tensor) -> Tensor:
+        """Those of a micro-batch's losses that count in this pass: all of them, but for methods that select samples (ESAM).
+
+            p.backward(p.chosen(losses).mean())
+
+        Args:
+            losses: [B], the loss of each sample, as of `reduction="none"`; the same samples in the same order in every pass.
+        """
+        return losses if self._selection is None else self._selection.of(losses)
 
     def record(self, loss: Tensor, weight: float = 1.0) -> None:
         """Take note of a micro-batch on which something else ran backward (Accelerate, Fabric, a closure).

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from flatwise.methods import Evaluation, Method, State
 from flatwise.methods.checks import positive_integer
-from flatwise.optim import checkpoint, checks, lightning_closures, messages
+from flatwise.optim import checkpoint, checks, lightning_closures, messages, update, views
 from flatwise.optim.backup import Backup
 from flatwise.optim.first_step import FirstStep
 from flatwise.optim.imitations import on_the_real_one
@@ -25,6 +25,7 @@ from flatwise.optim.schedules import RhoSchedule
 from flatwise.optim.stage import Stage
 from flatwise.optim.step import Step
 from flatwise.optim.wrapping import Wrapping
+from flatwise.vectors import Vector
 
 Closure = Callable[[], Any]
 
@@ -78,6 +79,7 @@ class SharpnessAware(Wrapping):
         checks.perturb(perturb, method)
         checks.ratios(base_optimizer.param_groups, method)
         checks.schedule(rho_schedule, method)
+        checks.needs(method, base_optimizer, model)
         if model is None:
             warnings.warn(messages.NO_MODEL, UserWarning, stacklevel=2)
         super().__init__(base_optimizer)
@@ -262,7 +264,7 @@ class SharpnessAware(Wrapping):
         state = self._remembered().copy()
         state.weights = list(parameters)
         state.perturbed = [] if all(ratios) else [r > 0 for r in ratios]
-        return state
+        return views.shown(state, self.method, self.base, self._model)
 
     def _run_closures(self, closures: list[Closure], given: object) -> Tensor:
         """The passes of a step from closures; `given` is what came to `step`."""
@@ -322,7 +324,6 @@ class SharpnessAware(Wrapping):
         return cast(Step, self._outcome)
 
     def _finish(self) -> None:
-        """The base optimizer's step, and only then the method's new state."""
         if self._outcome is None:
             self._step_alone()
             return
@@ -330,13 +331,13 @@ class SharpnessAware(Wrapping):
         checks.same_scaler(outcome.scaler)
         self._forget()
         if outcome.finite:
-            self.base.step()
-            self._commit(outcome.states[0])
+            self._advance(outcome.states[0])
 
-    def _commit(self, state: State) -> None:
+    def _advance(self, state: State) -> None:
+        """The base optimizer's step, what the method makes of it, and only then the method's new state."""
+        update.taken(self.base, self.method, state)
         state.step += 1
-        state.weights, state.perturbed = [], []
-        self._memory = state
+        self._memory = views.hidden(state)
 
     def _step_alone(self) -> None:
         if self._restore():
@@ -347,14 +348,21 @@ class SharpnessAware(Wrapping):
             return
         parameters = self._parameters()
         state = self._working_state(parameters, checks.ratios(self.param_groups, self.method))
-        dialogue = self._method_now().passes(state)
-        next(dialogue)
-        try:
-            dialogue.send(Evaluation(torch.tensor(torch.nan), [p.grad for p in parameters]))
-        except StopIteration as finished:
-            for p, d in zip(parameters, finished.value, strict=True):
-                p.grad = d
-            self.base.step()
-            self._commit(state)
-            return
-        raise RuntimeError(checks.needs_passes())
+        direction = _without_passes(self._method_now(), state, [p.grad for p in parameters])
+        if direction is None:
+            raise RuntimeError(checks.needs_passes())
+        for p, d in zip(parameters, direction, strict=True):
+            p.grad = d
+        self._advance(state)
+
+
+def _without_passes(method: Method, state: State, gradient: Vector) -> Vector | None:
+    """The direction of a method that asks for nothing but the gradient at the weights; None where it asks for more."""
+    dialogue = method.passes(state)
+    if {"loss", "momentum"} & views.needed(method) or next(dialogue).vector is not None:
+        return None
+    try:
+        dialogue.send(Evaluation(torch.tensor(torch.nan), gradient))
+    except StopIteration as finished:
+        return finished.value
+    return None

@@ -72,14 +72,14 @@ class Stage:
         """Move the weights there, in place; leaving `visit` moves them back."""
         if at.vector is None:
             return
-        restricted = at.normalised and not all(self.ratios)
+        restricted = at.by_group and not all(self.ratios)
         vector = V.restrict(at.vector, [r > 0 for r in self.ratios]) if restricted else at.vector
         factor = at.length * V.reciprocal(self._last.of(vector)) if at.normalised else at.length
         self._backup.save(self.parameters, vector)
-        self._add(vector, factor, at.normalised)
+        self._add(vector, factor, at.by_group)
         self._forget_copies()
         if not at.probe:
-            self.displacement_norm = self._length_of(vector, factor, at.normalised)
+            self.displacement_norm = self._length_of(vector, factor, at.by_group)
 
     def remember_norm(self, evaluation: Evaluation) -> Tensor:
         """The norm of an evaluation's gradient; a request along that very gradient will not compute it again."""

@@ -53,6 +53,13 @@ def chunks(inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     yield from zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True)
 
 
+def part_of(inputs: Tensor, targets: Tensor, parts: int | None, part: int) -> tuple[Tensor, Tensor]:
+    """One of so many parts of a batch, which differ by one sample at most; all of it where there are none."""
+    if parts is None:
+        return inputs, targets
+    return inputs.tensor_split(parts)[part], targets.tensor_split(parts)[part]
+
+
 @lru_cache(maxsize=2)
 def _order(num_samples: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(num_samples, generator=torch.Generator().manual_seed(_mixed(seed, epoch)))

@@ -19,13 +19,13 @@ from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type
 
 import tyro
 
+from flatwise.training import hyper
+
 _Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
 _Whole = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 _Text = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
 _Widths = Annotated[tuple[int, ...] | None, tyro.conf.arg(metavar="INT [INT ...]", help_behavior_hint="")]
-
-METHOD_SETTINGS = ("rho", "alpha", "every", "iterations")
-"""The settings that belong to a method; each method has some of them."""
+_Words = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE [...]", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,27 +37,41 @@ class Chosen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class Shortcuts:
+    """Hyper-parameters that many methods have, with a flag of their own; all others are words of `hyper`."""
+
+    rho: _Number = None
+    """Length of the displacement; default: the method's."""
+
+    alpha: _Number = None
+    """Weight of the eigenvector in Eigen-SAM's displacement, or what the method calls alpha; default: the method's."""
+
+    every: _Whole = None
+    """Steps between two refreshes of an eigenvector, or two dear steps; default: the method's."""
+
+    iterations: _Whole = None
+    """Hessian-vector products per refresh; default: the method's."""
+
+
+SHORTCUTS = tuple(f.name for f in fields(Shortcuts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Shortcuts):
     """Everything about a run but the method's name and the seed: what the runs of a comparison share.
 
     Raises:
         ValueError: for a value out of its range, or a setting that would have no effect.
     """
 
-    rho: _Number = None
-    """Length of the displacement; default: the method's."""
+    hyper: _Words = ()
+    """Any hyper-parameters: samples=3 for methods that have it, tsam.samples=3 for one; `flatwise list methods` shows them."""
 
     rho_schedule: Literal["constant", "linear", "cosine", "learning-rate"] = "constant"
     """rho over the steps: constant, to 0 in a straight line or half a cosine, or in proportion to the learning rate."""
 
-    alpha: _Number = None
-    """Weight of the eigenvector in Eigen-SAM's displacement; default: the method's."""
-
-    every: _Whole = None
-    """Steps between two refreshes of Eigen-SAM's eigenvector; default: the method's."""
-
-    iterations: _Whole = None
-    """Power iterations per refresh; default: the method's."""
+    parts: _Whole = None
+    """m-sharpness: the method's dialogue on each of so many parts of the batch, the directions averaged."""
 
     data: str = "digits"
     """The data by name: `flatwise list data` shows them; or folder:PATH, or module:function of your own."""
@@ -70,6 +84,9 @@ class Settings:
 
     label_noise: float = 0.0
     """Share of training labels replaced by random ones, 0 to 1."""
+
+    validation: float = 0.0
+    """Share of the training samples held out by the seed, never trained on, label noise included; 0 to below 1."""
 
     augment: bool = False
     """Random crops and flips while training."""
@@ -98,6 +115,9 @@ class Settings:
     steps: _Whole = None
     """Number of steps, instead of epochs."""
 
+    evaluations: _Whole = None
+    """A budget of gradient evaluations, instead of epochs: as many steps as it pays for at the method's cost."""
+
     lr: _Number = None
     """Learning rate; default: 0.05 for sgd, 0.001 for adamw."""
 
@@ -116,8 +136,14 @@ class Settings:
     probe_samples: _Whole = None
     """Measure on this many training samples, drawn by the seed; default: all."""
 
+    curvature: bool = True
+    """Measure the Hessian: its top eigenpair at each measurement, its trace at the end."""
+
     eigen_tol: float = 1e-2
     """Relative residual at which a top eigenpair is accepted."""
+
+    trace_samples: int = 20
+    """Hessian-vector products spent on the trace at the end; 0: no trace."""
 
     checkpoint_every: _Whole = None
     """Steps between two checkpoints; default: a tenth of the run."""
@@ -137,14 +163,15 @@ class Settings:
     def __post_init__(self) -> None:
         _check_types(self)
         _check_ranges(self)
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError(f"epochs {self.epochs} has no effect when steps is given; leave one of them out")
+        hyper.check(self.hyper, {name for name in SHORTCUTS if getattr(self, name) is not None})
+        _check_length(self)
+        _check_trace(self)
         if self.optimizer == "adamw" and self.momentum is not None:
             raise ValueError(f"momentum {self.momentum} has no effect with optimizer adamw; leave it out")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as a flat dict of JSON values."""
-        return {name: list(self.widths) if name == "widths" and self.widths else v for name, v in asdict(self).items()}
+        return {name: list(cast("tuple[Any]", v)) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,13 +220,17 @@ class TrainConfig(Settings, Chosen):
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    words = [] if value is True else [str(w) for w in value] if name == "widths" else [str(value)]
-    return ["--" + name.replace("_", "-"), *words]
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    return [f"--{flag}", *(map(str, cast("tuple[Any]", value)) if isinstance(value, tuple) else [str(value)])]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error sentence: the nearest known name, or all of them."""
     choices = list(known)
+    if not choices:
+        return "; there is none"
     close = get_close_matches(name, choices, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(sorted(choices))}"
 
@@ -209,9 +240,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 _LEAST = {
     "subset": 1,
     "label_noise": 0,
+    "validation": 0,
+    "parts": 2,
     "batch_size": 0,
     "epochs": 1,
     "steps": 1,
+    "evaluations": 1,
+    "trace_samples": 0,
     "momentum": 0,
     "weight_decay": 0,
     "probe_every": 0,
@@ -224,11 +259,24 @@ _LEAST = {
 _LIMITS: tuple[tuple[dict[str, int], Callable[[float, float], bool], str], ...] = (
     (_LEAST, operator.ge, "at least"),
     ({"label_noise": 1}, operator.le, "at most"),
-    ({"momentum": 1, "eigen_tol": 1}, operator.lt, "below"),
+    ({"momentum": 1, "eigen_tol": 1, "validation": 1}, operator.lt, "below"),
     ({"lr": 0, "eigen_tol": 0}, operator.gt, "above"),
 )
 
 _hints = cache(get_type_hints)
+
+
+def _check_length(settings: Settings) -> None:
+    given = [name for name in ("evaluations", "steps", "epochs") if getattr(settings, name) is not None]
+    for name in given[1:]:
+        raise ValueError(
+            f"{name} {getattr(settings, name)} has no effect when {given[0]} is given; leave one of them out"
+        )
+
+
+def _check_trace(settings: Settings) -> None:
+    if settings.trace_samples in (1, 2, 3):
+        raise ValueError(f"trace_samples must be 0 for no trace, or at least 4, not {settings.trace_samples}")
 
 
 def _check_types(settings: Settings) -> None:
@@ -247,7 +295,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is tuple:
-        return type(value) is tuple and _are_widths(cast("tuple[Any, ...]", value))
+        return type(value) is tuple and _ENTRIES[get_args(kind)[0]](cast("tuple[Any, ...]", value))
     if kind is float:
         return type(value) in (int, float) and math.isfinite(value)
     return type(value) is kind
@@ -257,11 +305,19 @@ def _are_widths(values: tuple[Any, ...]) -> bool:
     return len(values) > 0 and all(type(w) is int and w > 0 for w in values)
 
 
+def _are_words(values: tuple[Any, ...]) -> bool:
+    return all(type(w) is str for w in values)
+
+
+_ENTRIES: dict[type, Callable[[tuple[Any, ...]], bool]] = {int: _are_widths, str: _are_words}
+"""What a tuple may hold, by the type of its entries."""
+
+
 def _in_words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
     if get_origin(kind) is tuple:
-        return "a list of whole numbers above 0"
+        return "a list of whole numbers above 0" if get_args(kind)[0] is int else "a list of words"
     return {float: "a finite number", int: "a whole number", bool: "true or false", str: "a name"}[kind]
 
 

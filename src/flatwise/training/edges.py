@@ -42,7 +42,7 @@ def is_derived(config: TrainConfig, *, full_batch: bool, mode_matters: bool) -> 
     as_trained = full_batch and config.probe_samples is None and not config.augment and not mode_matters
     plain = config.optimizer == "sgd" and config.weight_decay == 0 and config.precision == "float32"
     with_momentum = bool(config.momentum) and config.method != "sgd"
-    return as_trained and plain and config.method in _EDGES and not with_momentum
+    return as_trained and plain and config.method in _EDGES and not with_momentum and config.parts is None
 
 
 def edges(config: TrainConfig, lr: float, rho: float | None, gradient_norm: float, alignment: float) -> dict[str, Any]:

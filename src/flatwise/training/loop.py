@@ -15,7 +15,7 @@ from flatwise import vectors as V
 from flatwise.optim import SharpnessAware
 from flatwise.runs import Run, environment
 from flatwise.tasks import Task, load_data
-from flatwise.training.batches import Batches, chunks
+from flatwise.training.batches import Batches, chunks, part_of
 from flatwise.training.claim import claimed
 from flatwise.training.config import TrainConfig
 from flatwise.training.interruption import Interrupted, Interruption
@@ -24,8 +24,17 @@ from flatwise.training.probes import Probe
 from flatwise.training.progress import step_progress
 from flatwise.training.schedule import Schedule
 from flatwise.training.session import Session
-from flatwise.training.setup import build_loss, build_network, build_optimizer, resolved
+from flatwise.training.setup import (
+    build_loss,
+    build_losses,
+    build_method,
+    build_network,
+    build_optimizer,
+    mean_cost,
+    resolved,
+)
 from flatwise.training.tally import Tally
+from flatwise.training.validation import Batch, held_out
 
 Progress = Callable[[int, int], None]
 
@@ -63,13 +72,14 @@ def train(
 
 def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors) -> Run:
     # Data, initial weights and the order of everything hang on the seed alone.
-    task = load_task(config)
+    task, validation = load_split(config)
     model = build_network(config, task)
-    loss_of = build_loss(config)
+    losses_of = build_losses(config)
     batches = Batches(task, config.batch_size, config.seed)
-    schedule = Schedule(config, batches.per_epoch)
-    optimizer = build_optimizer(config, model, schedule.rho_factor)
-    probe = Probe(config, task, model, loss_of, full_batch=batches.is_full)
+    schedule = Schedule(config, batches.per_epoch, mean_cost(config))
+    probe = Probe(config, task, model, build_loss(config), full_batch=batches.is_full, validation=validation)
+    method = build_method(config, schedule.total, probe.objective)
+    optimizer = build_optimizer(config, model, method, schedule.rho_factor)
 
     # The folder is the run: what is in it already is continued, not repeated.
     run = Run.create(out, config.to_dict(), environment(config.command(out)))
@@ -79,12 +89,12 @@ def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors)
     session = Session(run, model, optimizer, probe, Tally(), mirrors, schedule.keeps)
 
     with claimed(run), mirrors, Interruption() as interruption:
-        first = session.resume()
-        if first == 0 and schedule.keeps(0):
+        step = session.resume()
+        if step == 0 and schedule.keeps(0):
             session.save(0)
-        for step in range(first, schedule.total):
+        while not schedule.over(step, session.spent):
             # Measure at the weights that the step starts from.
-            lr = schedule.lr(step)
+            lr = schedule.lr(step, session.spent)
             rho = schedule.rho(session.taken(step), lr)
             measurement = probe.measure(lr, rho, step) if schedule.probes(step) else None
             before = V.clone(session.weights()) if measurement else []
@@ -93,15 +103,16 @@ def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors)
             started = time.perf_counter()
             _set_lr(optimizer, lr)
             inputs, targets = batches.at(step)
-            for p in optimizer.passes():
+            parts = None if config.parts is None else min(config.parts, len(targets))
+            for p in optimizer.passes(parts=parts, each=parts is not None):
                 if measurement and not p.at_weights and not p.is_probe:
                     measurement.align("displacement", session.displacement(before))
-                for x, y in chunks(inputs, targets):
+                for x, y in chunks(*part_of(inputs, targets, parts, p.part)):
                     with _autocast(config):
-                        loss = loss_of(model(x), y)
-                    p.backward(loss, weight=len(y))
+                        losses = p.chosen(losses_of(model(x), y))
+                    p.backward(losses.mean(), weight=len(losses))
             optimizer.step()
-            session.count(time.perf_counter() - started, rho)
+            session.count(time.perf_counter() - started, rho, parts or 1)
 
             # Write down what was measured.
             if measurement:
@@ -113,20 +124,33 @@ def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors)
                 return session.diverged(step, reason)
 
             # From here the run can be continued, whatever happens to this process.
-            if schedule.saves(step + 1) or interruption.received:
-                session.save(step + 1)
+            step += 1
+            if schedule.saves(step) or schedule.over(step, session.spent) or interruption.received:
+                session.save(step)
             if interruption.received:
-                raise Interrupted(run, step + 1, interruption.received)
-            progress(step + 1, schedule.total)
+                raise Interrupted(run, step, interruption.received)
+            progress(*schedule.position(step, session.spent))
 
-        end = schedule.total
-        lr = schedule.lr(end)
-        rho = schedule.rho(session.taken(end), lr)
-        return session.finished(end, end / batches.per_epoch, probe.measure(lr, rho, end))
+        lr = schedule.lr(step, session.spent)
+        rho = schedule.rho(session.taken(step), lr)
+        return session.finished(step, step / batches.per_epoch, probe.measure(lr, rho, step, last=True))
+
+
+def load_split(config: TrainConfig) -> tuple[Task, Batch | None]:
+    """The data that a run trains on and is tested on, and the samples that it holds out for validation, if any."""
+    task, validation = held_out(_load(config), config.validation, config.seed)
+    if not config.channels_last:
+        return task, validation
+    task = replace(task, train_inputs=_channels_last(task.train_inputs), test_inputs=_channels_last(task.test_inputs))
+    return task, validation and (_channels_last(validation[0]), validation[1])
 
 
 def load_task(config: TrainConfig) -> Task:
-    """The data of a run."""
+    """The data that a run trains on and is tested on."""
+    return load_split(config)[0]
+
+
+def _load(config: TrainConfig) -> Task:
     task = load_data(
         config.data,
         root=config.data_root,
@@ -135,11 +159,9 @@ def load_task(config: TrainConfig) -> Task:
         label_noise=config.label_noise,
         augment=config.augment,
     )
-    if not config.channels_last:
-        return task
-    if task.train_inputs.ndim != 4:
+    if config.channels_last and task.train_inputs.ndim != 4:
         raise ValueError(f"channels_last has no effect on {config.data}, whose samples are no images; leave it out")
-    return replace(task, train_inputs=_channels_last(task.train_inputs), test_inputs=_channels_last(task.test_inputs))
+    return task
 
 
 def _channels_last(inputs: Tensor) -> Tensor:

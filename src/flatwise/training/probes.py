@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flatwise import vectors as V
-from flatwise.curvature import EigenTracker, hessian
+from flatwise.curvature import EigenTracker, Operator, hessian, trace
 from flatwise.modules import measuring
 from flatwise.objective import Objective
 from flatwise.tasks import Task
@@ -20,9 +20,11 @@ from flatwise.training.batches import chunks
 from flatwise.training.config import TrainConfig
 from flatwise.training.edges import edges, is_derived
 from flatwise.training.setup import Loss
+from flatwise.training.validation import Batch
 from flatwise.vectors import Vector
 
-Batch = tuple[Tensor, Tensor]
+SPLITS = ("train", "validation", "test")
+"""The data on which loss and accuracy are measured; without a validation split there is none."""
 
 
 @dataclass
@@ -46,7 +48,8 @@ class Measurement:
 
 
 class Probe:
-    """Measures losses, accuracies, the gradient and the top eigenpair, which is warm-started by the one before.
+    """Measures losses, accuracies, the gradient, and the Hessian: its top eigenpair, warm-started by the one before; its trace at
+    the end.
 
     Args:
         config: resolved settings.
@@ -54,31 +57,46 @@ class Probe:
         model: the network.
         loss: the mean loss of outputs and targets.
         full_batch: whether each step sees all training samples; only then is there an edge of stability.
+        validation: samples that are not trained on.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, model: nn.Module, loss: Loss, *, full_batch: bool) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: Task,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        full_batch: bool,
+        validation: Batch | None = None,
+    ) -> None:
         inputs, targets = _chosen(config, task)
         self._config = config
         self._model, self._loss = model, loss
         self._train = list(chunks(inputs, targets))
-        self._test = list(chunks(task.test_inputs, task.test_targets))
-        self._objective = Objective(
+        splits = ((inputs, targets), validation, (task.test_inputs, task.test_targets))
+        self._splits = {name: list(chunks(*split)) for name, split in zip(SPLITS, splits, strict=True) if split}
+        self.objective = Objective(
             model, lambda model, batch: loss(model(batch[0]), batch[1]), self._train, mode="eval"
         )
         self.tracker = EigenTracker(tol=config.eigen_tol)
         self._on = f"{len(inputs):,} training samples, evaluation mode, float32"
         self._has_edge = is_derived(config, full_batch=full_batch, mode_matters=self._mode_matters())
 
-    def measure(self, lr: float, rho: float | None, step: int | None = None) -> Measurement:
-        """Everything that is measured at the weights as they are; `lr` and `rho` are those of the coming step, `step`."""
+    def measure(self, lr: float, rho: float | None, step: int | None = None, *, last: bool = False) -> Measurement:
+        """Everything that is measured at the weights as they are; `lr` and `rho` are those of the coming step, `step`.
+
+        The trace is measured at the `last` ones only.
+        """
         values: dict[str, Any] = {"on": self._on}
-        values["train_loss"], values["train_accuracy"] = self._evaluate(self._train)
-        values["test_loss"], values["test_accuracy"] = self._evaluate(self._test)
-        gradient = self._objective.gradient()
+        for name, batches in self._splits.items():
+            values[f"{name}_loss"], values[f"{name}_accuracy"] = self._evaluate(batches)
+        gradient = self.objective.gradient()
         values["gradient_norm"] = float(V.norm(gradient))
         measurement = Measurement(values)
-        if math.isfinite(values["train_loss"]) and math.isfinite(values["gradient_norm"]):
-            self._measure_curvature(measurement, step)
+        finite = math.isfinite(values["train_loss"]) and math.isfinite(values["gradient_norm"])
+        if finite and self._config.curvature:
+            self._measure_curvature(measurement, step, last=last)
             measurement.align("gradient", gradient)
             if self._has_edge and lr > 0:
                 measurement.values |= edges(
@@ -94,10 +112,10 @@ class Probe:
         with torch.no_grad(), measuring(self._model, "eval"):
             return not torch.equal(training, self._model(inputs))
 
-    def _measure_curvature(self, measurement: Measurement, step: int | None) -> None:
+    def _measure_curvature(self, measurement: Measurement, step: int | None, *, last: bool) -> None:
         with warnings.catch_warnings():  # a pair that has not converged says so by its residual, which is recorded
             warnings.filterwarnings("ignore", message="not converged")
-            operator = hessian(self._objective, step=step)
+            operator = hessian(self.objective, step=step)
             pairs = self.tracker.update(operator)
         measurement.eigenvector = pairs.vectors[0]
         measurement.values |= {
@@ -105,10 +123,17 @@ class Probe:
             "residual": float(pairs.residuals[0]),
             "products": pairs.products,
         }
+        if last and self._config.trace_samples:
+            measurement.values |= self._trace(operator)
         drawn = {"seed": self._config.seed} if self._config.probe_samples else {}
         data = {"data": self._config.data, "split": "train", **drawn}
         record = {} if operator.record is None else vars(operator.record)
         measurement.circumstances = {"on": self._on, "drawn": data, "tol": self._config.eigen_tol, **record}
+
+    def _trace(self, operator: Operator) -> dict[str, Any]:
+        """The trace and its standard error, by an estimator that keeps no more than two vectors."""
+        found = trace(operator, self._config.trace_samples, method="hutchinson", seed=self._config.seed)
+        return {"trace": found.value, "trace_error": found.standard_error, "trace_products": found.products}
 
     @torch.no_grad()
     def _evaluate(self, batches: Sequence[Batch]) -> tuple[float, float]:

@@ -19,22 +19,47 @@ _FALLS: dict[str, Callable[[float, int], RhoSchedule]] = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of a run. `total` counts them; `config` is resolved."""
+    """The steps of a run.
+
+    A budget of gradient evaluations is turned into a number of steps by the method's declared cost. Where that depends on the
+    data, the run goes on until the budget is spent (its last step may go a little beyond), and the learning rate follows what
+    is spent in place of the step.
+
+    Attributes:
+        config: resolved.
+        per_epoch: steps per epoch.
+        cost: gradient evaluations per step, in the mean over the run; None where that depends on the data.
+    """
 
     config: TrainConfig
     per_epoch: int
+    cost: float | None = 1.0
 
     @property
     def total(self) -> int:
-        """The number of steps."""
+        """The number of steps; the most there can be where the cost of a step depends on the data."""
+        if (budget := self.config.evaluations) is not None:
+            return max(1, math.floor(budget / (self.cost or 1.0)))
         return self.config.steps or (self.config.epochs or 0) * self.per_epoch
 
-    def lr(self, step: int) -> float:
-        """The learning rate of a step: constant, or half a cosine from `lr` to 0."""
+    def position(self, step: int, spent: float) -> tuple[int, int]:
+        """How far a run is after so many steps and evaluations, and how far it goes: in steps, or in evaluations."""
+        if self.config.evaluations is None or self.cost is not None:
+            return step, self.total
+        return min(int(spent), self.config.evaluations), self.config.evaluations
+
+    def over(self, step: int, spent: float) -> bool:
+        """Whether a run ends after so many steps and evaluations."""
+        now, end = self.position(step, spent)
+        return now >= end
+
+    def lr(self, step: int, spent: float = 0.0) -> float:
+        """The learning rate of the step after so many steps and evaluations: constant, or half a cosine from `lr` to 0."""
         full = self.config.lr or 0.0
         if self.config.schedule == "constant":
             return full
-        return full * (1 + math.cos(math.pi * step / self.total)) / 2
+        now, end = self.position(step, spent)
+        return full * (1 + math.cos(math.pi * now / end)) / 2
 
     @property
     def rho_factor(self) -> RhoSchedule | None:

@@ -15,7 +15,7 @@ from flatwise.optim import SharpnessAware
 from flatwise.runs import Run, read_mapping, write_json
 from flatwise.training import checkpoints
 from flatwise.training.mirrors import Mirrors
-from flatwise.training.probes import Measurement, Probe
+from flatwise.training.probes import SPLITS, Measurement, Probe
 from flatwise.training.tally import Tally
 from flatwise.vectors import Vector
 
@@ -23,7 +23,8 @@ AVERAGED = ("alignment_gradient", "alignment_displacement", "alignment_tracked")
 """Measurements whose means over a run are final numbers."""
 
 FINAL = {
-    **{name: name for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "top_eigenvalue")},
+    **{f"{split}_{what}": f"{split}_{what}" for split in SPLITS for what in ("loss", "accuracy")},
+    **{name: name for name in ("top_eigenvalue", "trace", "trace_error")},
     "residual": "top_eigenvalue_residual",
 }
 """Measurements at the end of a run that are final numbers, and their names there."""
@@ -100,14 +101,22 @@ class Session:
         """How many of the steps before `step` were taken and not skipped."""
         return step - int(self.tally.total("skipped"))
 
-    def count(self, seconds: float, rho: float | None) -> None:
-        """Take the step just made into the counts and means; its rho only where that changes."""
+    @property
+    def spent(self) -> float:
+        """The gradient evaluations of all steps so far, each of a whole batch."""
+        return self.tally.total("evaluations")
+
+    def count(self, seconds: float, rho: float | None, parts: int = 1) -> None:
+        """Take the step just made into the counts and means; its rho only where that changes.
+
+        An evaluation on one of `parts` of the batch counts as that share of one.
+        """
         numbers = self.optimizer.diagnostics
         was_skipped = numbers["skipped"] > self.tally.total("skipped")
         self.tally.count("skipped", was_skipped)
         self.tally.count("skipped_in_a_row", 1 if was_skipped else -self.tally.total("skipped_in_a_row"))
         self.tally.count("seconds", seconds)
-        self.tally.count("evaluations", numbers["evaluations"])
+        self.tally.count("evaluations", numbers["evaluations"] / parts)
         if math.isfinite(numbers["displacement_norm"]):
             changing = {} if rho is None or self.optimizer.rho_schedule is None else {"rho": rho}
             self.tally.note({"displacement_norm": numbers["displacement_norm"], **changing})
@@ -163,6 +172,6 @@ class Session:
     def _counts(self) -> dict[str, Any]:
         return {
             "seconds": self.tally.total("seconds"),
-            "evaluations": int(self.tally.total("evaluations")),
+            "evaluations": round(self.spent),
             "skipped": int(self.tally.total("skipped")),
         }

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from flatwise import methods
 from flatwise.methods import Method
+from flatwise.objective import Objective
 from flatwise.optim import SharpnessAware
 from flatwise.optim.schedules import RhoSchedule
 from flatwise.tasks import Task, build_model, check_data_name, check_model_name
-from flatwise.training.config import METHOD_SETTINGS, TrainConfig
+from flatwise.training import hyper
+from flatwise.training.config import SHORTCUTS, TrainConfig, nearest
+from flatwise.training.hyper import Value
+
+STEPS = ("start", "stop", "steps")
+"""Hyper-parameters that are numbers of steps and may be given as a share of the run, 0.0 to 1.0."""
+
+SHARES: dict[str, dict[str, Value]] = {"late-sam": {"start": 0.75}, "ae-sam": {"steps": 1.0}}
+"""Defaults in a run where those of a method do not know how long it is."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
-    """The settings with the defaults that depend on other settings written out.
+    """The settings with the defaults that depend on other settings written out, those of the method among them.
 
     Raises:
         ValueError: for an unknown method, data set or model (the nearest is named), or a setting the method does not have.
@@ -29,32 +39,127 @@ def resolved(config: TrainConfig) -> TrainConfig:
     check_model_name(config.model)
     method = build_method(config)
     _check_rho_schedule(config, method)
-    sgd = config.optimizer == "sgd"
+    _check_parts(config, method)
+    values = values_of(config)
+    others = {name: value for name, value in values.items() if _is_written(config, name, value)}
+    sgd, is_endless = config.optimizer == "sgd", not (config.epochs or config.steps or config.evaluations)
     return replace(
         config,
-        **{name: getattr(method, name) for name in METHOD_SETTINGS if hasattr(method, name)},
-        epochs=40 if config.epochs is None and config.steps is None else config.epochs,
+        **{name: cast(Any, values[name]) for name in SHORTCUTS if name in values},
+        hyper=hyper.write(others),
+        epochs=40 if is_endless else config.epochs,
         lr=(0.05 if sgd else 0.001) if config.lr is None else config.lr,
         momentum=0.9 if sgd and config.momentum is None else config.momentum,
     )
 
 
-def build_method(config: TrainConfig) -> Method:
-    """The method with the settings that were given.
+def build_method(config: TrainConfig, steps: int = 1, objective: Objective | None = None) -> Method:
+    """The method with the hyper-parameters that were given.
+
+    Args:
+        config: the settings.
+        steps: of the run: what is given as a share of it becomes a number of steps.
+        objective: the loss of all training data, for methods that look at its top eigenvectors.
 
     Raises:
         ValueError: when one of them has no effect with this method, or is out of its range.
     """
-    given = {name: value for name in METHOD_SETTINGS if (value := getattr(config, name)) is not None}
-    for name in given.keys() - method_settings(config.method):
-        raise ValueError(f"{name} {given[name]} has no effect with method {config.method}; leave it out")
-    return methods.by_name(config.method, **given)
+    method = methods.by_name(config.method, **_in_steps(config, values_of(config), steps))
+    if objective is None or "subspace" not in method.needs:
+        return method
+    from flatwise.curvature import eigenspace
+
+    return replace(cast(Any, method), subspace=eigenspace(objective))
 
 
-def method_settings(method: str) -> set[str]:
-    """The settings that the method of this name has, such as rho, and with it rho_schedule."""
-    found = {name for name in METHOD_SETTINGS if hasattr(methods.by_name(method), name)}
-    return found | {"rho_schedule"} if "rho" in found else found
+def values_of(config: TrainConfig) -> dict[str, Value]:
+    """All hyper-parameters of the method: those given, and the defaults of the others.
+
+    Defaults that are a number of steps are shares of the run here, and a method's random numbers are drawn by the run's seed.
+    """
+    known = method_settings(config.method)
+    seed = {"seed": config.seed} if "seed" in known else {}
+    return known | seed | given(config)
+
+
+def _in_steps(config: TrainConfig, values: Mapping[str, Value], steps: int) -> dict[str, Value]:
+    """The values with shares of a run of so many steps turned into numbers of steps."""
+    shares = {
+        name: float(cast(float, values[name])) for name in STEPS if is_share(config.method, name, values.get(name))
+    }
+    return dict(values) | {name: max(int(name == "steps"), round(share * steps)) for name, share in shares.items()}
+
+
+def given(config: TrainConfig) -> dict[str, Value]:
+    """The hyper-parameters that the settings give to their method, by name; `method.name=value` goes before all others.
+
+    Raises:
+        ValueError: it does not have one of them.
+    """
+    known = method_settings(config.method)
+    short = {name: value for name in SHORTCUTS if (value := getattr(config, name)) is not None}
+    for entry in map(hyper.read, config.hyper):
+        if entry.method is not None and entry.method != config.method:
+            raise ValueError(
+                f"hyper {entry.method}.{entry.name} has no effect with method {config.method}; leave it out"
+            )
+    values = short | hyper.for_method(config.hyper, config.method)
+    for name in values.keys() - known.keys():
+        useless = f"{name} {values[name]} has no effect with method {config.method}; leave it out"
+        raise ValueError(useless + (nearest(name, known) if name not in SHORTCUTS else ""))
+    return values
+
+
+def method_settings(method: str) -> dict[str, Value]:
+    """The hyper-parameters of the method of this name, with their defaults in a run."""
+    return methods.settings(method) | SHARES.get(method, {})
+
+
+def is_share(method: str, name: str, value: Value | None) -> bool:
+    """Whether a value of a hyper-parameter that is a number of steps is a share of the run."""
+    counts = name in STEPS and not isinstance(methods.settings(method).get(name), float)
+    return counts and isinstance(value, float) and 0 <= value <= 1
+
+
+def _check_parts(config: TrainConfig, method: Method) -> None:
+    if config.parts is None:
+        return
+    if not takes_parts(method):
+        raise ValueError(f"parts {config.parts} has no effect with method {config.method}; leave it out")
+    if 0 < config.batch_size < config.parts:
+        raise ValueError(f"a batch of {config.batch_size} samples cannot be split into parts {config.parts}")
+
+
+def takes_parts(method: Method) -> bool:
+    """Whether a dialogue for each part of the batch is another step than one for the whole.
+
+    It is where the method asks for several evaluations, the same number for every part.
+    """
+    return not method.adaptive and cost_of(method) != 1
+
+
+def cost_of(method: Method) -> float | None:
+    """Gradient evaluations per step as the method declares them; None where they depend on the data."""
+    return getattr(method, "cost", None)
+
+
+def mean_cost(config: TrainConfig) -> float | None:
+    """Gradient evaluations per step in the mean over a run with these settings; None where they depend on the data.
+
+    A method that takes its turn for a share of the run costs one evaluation for the rest of it.
+    """
+    cost, values = cost_of(build_method(config)), values_of(config)
+    start, stop = (values.get(name) for name in ("start", "stop"))
+    if cost is not None or not is_share(config.method, "start", start) or isinstance(stop, int):
+        return cost
+    turn = cost_of(methods.by_name(config.method, **values | {"start": 0, "stop": None}))
+    share = (1.0 if stop is None else cast(float, stop)) - cast(float, start)
+    return None if turn is None else 1 + (turn - 1) * share
+
+
+def _is_written(config: TrainConfig, name: str, value: Value) -> bool:
+    """Whether a hyper-parameter is among the words of resolved settings; the run's own seed is there already."""
+    return name not in SHORTCUTS and value is not None and not (name == "seed" and value == config.seed)
 
 
 def _check_rho_schedule(config: TrainConfig, method: Method) -> None:
@@ -65,6 +170,11 @@ def _check_rho_schedule(config: TrainConfig, method: Method) -> None:
         raise ValueError(f"{useless} method {config.method}, which has no rho; leave it out")
     if not getattr(method, "rho", 0):
         raise ValueError(f"{useless} rho 0; leave it out")
+    if config.evaluations and cost_of(method) is None and config.rho_schedule != "learning-rate":
+        raise ValueError(
+            f"rho_schedule {config.rho_schedule} needs the number of steps, which is not known before where the cost of "
+            f"{config.method} depends on the data; give steps in place of evaluations, or rho_schedule learning-rate"
+        )
     if config.rho_schedule == "learning-rate" and config.schedule == "constant":
         raise ValueError(f"{useless} schedule constant, in which the learning rate does not change; leave it out")
 
@@ -78,14 +188,23 @@ def build_network(config: TrainConfig, task: Task) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 
-def build_optimizer(config: TrainConfig, model: nn.Module, rho_schedule: RhoSchedule | None = None) -> SharpnessAware:
+def build_optimizer(
+    config: TrainConfig, model: nn.Module, method: Method, rho_schedule: RhoSchedule | None = None
+) -> SharpnessAware:
     """The method around the base optimizer; `config` is resolved, `rho_schedule` as in `SharpnessAware`."""
     lr, decay = config.lr or 0.0, config.weight_decay
     if config.optimizer == "adamw":
         base = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=decay)
     else:
         base = torch.optim.SGD(model.parameters(), lr=lr, momentum=config.momentum or 0.0, weight_decay=decay)
-    return SharpnessAware(base, build_method(config), model=model, rho_schedule=rho_schedule)
+    return SharpnessAware(base, method, model=model, rho_schedule=rho_schedule)
+
+
+def build_losses(config: TrainConfig) -> Loss:
+    """The loss [B] of each sample, from outputs [B, C] and targets [B]."""
+    if config.loss == "cross-entropy":
+        return partial(nn.functional.cross_entropy, reduction="none")
+    return squared_errors
 
 
 def build_loss(config: TrainConfig) -> Loss:
@@ -95,5 +214,10 @@ def build_loss(config: TrainConfig) -> Loss:
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """The mean over all B * C entries of (output - one-hot target)^2, without a factor 1/2 (arXiv 2309.12488)."""
+    return squared_errors(outputs, targets).mean()
+
+
+def squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    """For each sample the mean over its C entries of (output - one-hot target)^2, [B]."""
     one_hot = nn.functional.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
-    return nn.functional.mse_loss(outputs, one_hot)
+    return nn.functional.mse_loss(outputs, one_hot, reduction="none").mean(-1)

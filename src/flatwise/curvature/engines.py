@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from flatwise.curvature.home import Home
 from flatwise.objective import Objective
 from flatwise.objective.arguments import fitting
 from flatwise.objective.averages import Part, all_agree
-from flatwise.objective.derivatives import twice_differentiable
+from flatwise.objective.derivatives import load_forward_mode, twice_differentiable
 from flatwise.objective.differences import central
 from flatwise.vectors import Vector
 
@@ -34,7 +33,7 @@ class Forward:
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
         self._bound = Bound(objective)
-        _load_forward_mode()
+        load_forward_mode()
 
     def __call__(self, vector: Vector) -> Vector:
         """The Hessian times the vector."""
@@ -53,14 +52,6 @@ class Forward:
             found: Any = torch.autograd.grad(loss, list(duals.values()), allow_unused=True)
             tangents = [None if g is None else forward_ad.unpack_dual(g).tangent for g in found]
             return [torch.zeros_like(v) if t is None else t for t, v in zip(tangents, along, strict=True)]
-
-
-def _load_forward_mode() -> None:
-    """What torch loads at its first dual number; it complains about its own use of `torch.jit`."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
-        with forward_ad.dual_level():
-            forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 class Bound(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatwise.vectors import Vector
@@ -83,6 +84,14 @@ def twice_differentiable(model: nn.Module) -> Generator[None]:
         if recurrent and torch.backends.cudnn.is_available():
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         yield
+
+
+def load_forward_mode() -> None:
+    """What torch loads at its first dual number; it complains about its own use of `torch.jit`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+        with forward_ad.dual_level():
+            forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
 @contextmanager

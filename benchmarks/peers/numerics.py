@@ -241,14 +241,15 @@ def displacement(rho: float, **options: Any) -> float:
 @check(18, "pytorch_optimizer", "how far `rho=0.5` moves the weights, without and with `adaptive=True`")
 def effective_length() -> tuple[str, str]:
     plain, adaptive = displacement(0.5), displacement(0.5, adaptive=True)
+    sam, asam = (told(method) for method in (fw.methods.SAM(0.5), fw.methods.ASAM(0.5, eta=0.0, scaled="all")))
+    return f"{plain:.3g} and {adaptive:.2g}; told by nobody", f"{sam:.3g} and {asam:.2g}, told in `diagnostics`"
+
+
+def told(method: fw.methods.Method) -> float:
     model = network()
-    optimizer = fw.SharpnessAware(momentum_sgd(model.parameters()), fw.methods.SAM(0.5), model=model)
+    optimizer = fw.SharpnessAware(momentum_sgd(model.parameters()), method, model=model)
     steps(optimizer, model, batches(1))
-    told = optimizer.diagnostics["displacement_norm"]
-    return (
-        f"{plain:.3g} and {adaptive:.2g}; told by nobody",
-        f"{told:.3g}, told in `diagnostics` (no adaptive variant yet)",
-    )
+    return optimizer.diagnostics["displacement_norm"]
 
 
 @check(
@@ -263,5 +264,6 @@ def promised_savings() -> tuple[str, str]:
     steps(optimizer, model, batches(10))
     mine = network()
     own = counted(mine)
-    steps(ours(mine, rho_schedule=lambda step, lr: float(step % 5 == 0)), mine, batches(10))
-    return f"{len(runs)}, as many as SAM", f"{len(own)} with SAM at every fifth step (no LookSAM yet)"
+    method = fw.methods.LookSAM(RHO, every=5)
+    steps(fw.SharpnessAware(momentum_sgd(mine.parameters()), method, model=mine), mine, batches(10))
+    return f"{len(runs)}, as many as SAM", f"{len(own)}"

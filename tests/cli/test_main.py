@@ -44,6 +44,13 @@ def test_help_needs_nothing_heavy():
         "--equal-norm",
         "--seeds",
         "--workers",
+        "--hyper",
+        "--parts",
+        "--validation",
+        "--evaluations",
+        "--tune",
+        "--equal",
+        "--dry-run",
     ):
         assert option in done.stdout
 
@@ -64,6 +71,16 @@ def test_list(capsys, what, names):
     assert all(len(line.split()) > 2 for line in lines)
 
 
+def test_methods_are_listed_with_their_hyperparameters_and_cost(capsys):
+    assert flatwise("list", "methods") == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["sam"].endswith("evaluations a step: 2]")
+    assert "rho 0.01, samples 1" in lines["nso"]
+    assert "start 0.75" in lines["late-sam"]
+    assert "evaluations a step: 1.25]" in lines["late-sam"]
+    assert "by the data" in lines["ae-sam"]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -81,6 +98,17 @@ def test_list(capsys, what, names):
         (["train", "--resume", "a", "--out", "b"], "leave --out and --settings out"),
         (["compare", "--methods", "sgd", "egen-sam"], "did you mean 'eigen-sam'"),
         (["compare", "--seeds", "0"], "seeds must be at least 1"),
+        (["train", "--method", "tsam", "--hyper", "tlt=1"], "did you mean 'tilt'"),
+        (["train", "--hyper", "rho"], "hyper takes words such as samples=3"),
+        (["train", "--rho", "0.1", "--hyper", "rho=0.2"], "rho is given twice"),
+        (["train", "--method", "tsam", "--hyper", "samples=0.5"], "samples must be an integer"),
+        (["train", "--parts", "2", "--method", "sgd"], "parts 2 has no effect with method sgd"),
+        (["compare", "--methods", "sgd", "sam", "--parts", "2", "--hyper", "sma.rho=1"], "did you mean 'sam'"),
+        (["compare", "--methods", "sgd", "sam", "--hyper", "tilt=1"], "tilt has no effect with sgd, sam"),
+        (["compare", "--methods", "sgd", "tsam", "--hyper", "tsam.tlt=1"], "did you mean 'tilt'"),
+        (["compare", "--methods", "sgd", "--tune", "rho=0.1"], "tune: rho has no effect with sgd"),
+        (["compare", "--methods", "sgd", "sam", "--tune", "rho"], "tune takes words such as"),
+        (["compare", "--evaluations", "9", "--equal", "steps"], "evaluations 9 has no effect at equal steps"),
         (["compare", "--workers", "0"], "number of processes must be at least 1"),
         (["demo", "--seeds", "0"], "seeds must be at least 1"),
         (["report", "no/such/folder"], "no/such/folder"),
@@ -179,6 +207,57 @@ def test_compare(tmp_path, capsys):
     assert written["command"].startswith("flatwise compare --methods sgd sam")
     assert len(list(out.glob("runs/*/seed-?/tensorboard"))) == 4
     assert "<html" in (out / "report.html").read_text()
+
+
+def test_compare_says_what_it_would_take_and_does_nothing(tmp_path, capsys):
+    out = tmp_path / "comparison"
+    words = [
+        "compare",
+        "--methods",
+        "sgd",
+        "sam",
+        "--seeds",
+        "2",
+        *SMALL,
+        "--equal",
+        "steps",
+        "evaluations",
+        "--out",
+        str(out),
+    ]
+    assert flatwise(*words, "--tune", "rho=x1,x2", "--dry-run") == 0
+    printed = capsys.readouterr().out
+    assert "At equal gradient evaluations, 12 each" in printed
+    assert "in sum: 10 runs" in printed
+    assert "nothing was trained" in printed.replace("\n", " ")
+    assert not out.exists()
+
+
+def test_compare_shows_both_sections(tmp_path, capsys):
+    out = tmp_path / "comparison"
+    words = ["compare", "--methods", "sgd", "nso", "--seeds", "1", *SMALL, "--equal", "steps", "evaluations"]
+    assert flatwise(*words, "--hyper", "nso.samples=2", "--workers", "1", "--out", str(out)) == 0
+    assert "At equal steps, 6 each" in capsys.readouterr().out
+    assert "At equal gradient evaluations, 12 each" in (out / "report.html").read_text()
+    assert Run.open(out / "runs/nso/seed-0").config["hyper"] == ["samples=2", "clean=0.0"]
+    assert Run.open(out / "evaluations/runs/nso/seed-0").summary["evaluations"] == 12
+
+
+def test_all_methods_are_those_that_are_listed(capsys):
+    from flatwise import methods
+    from flatwise.cli.compare import Compare
+
+    plan = Compare(methods=("all",))._plan("flatwise compare")  # pyright: ignore[reportPrivateUsage]
+    assert list(plan.methods) == methods.names()
+
+
+def test_the_default_folder_of_a_comparison_stands_for_how_it_compares():
+    from flatwise.cli.compare import Compare
+
+    plans = [Compare(), Compare(seeds=9), Compare(equal=("evaluations",)), Compare(tune=("rho=x1,x2",))]
+    folders = [plan._default_folder() for plan in plans]  # pyright: ignore[reportPrivateUsage]
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 3
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path):

@@ -23,18 +23,25 @@ class Case:
     transcription: object = None  # direction(loss, params), where the paper's rule needs no memory
     single_tolerance: float = 2e-5  # after 50 steps in float32
     double_tolerance: float = 1e-10  # after 50 steps in float64
+    selects: bool = False  # goes on with part of the samples: a loop shows their losses, and no closure can
+    unclaimed: int = 0  # evaluations a step beyond what the method's cost says
 
     def with_rho(self, rho):
         return self.method.with_rho(rho)
 
+    @property
+    def needs_momentum(self):
+        """Whether it is refused around a base optimizer without."""
+        return "momentum" in self.method.needs
 
-def fixed_space(known):
+
+def fixed_space(known, weights):
     """Orthonormal vectors that take no look at the loss: the means over the tensors at even places, and at odd ones."""
-    return [V.unit([_filled(t, i % len(known) == j) for i, t in enumerate(v)]) for j, v in enumerate(known)]
+    return [V.unit([_filled(w, i % len(known) == j) for i, w in enumerate(weights)]) for j, _ in enumerate(known)]
 
 
-def _filled(t, on):
-    return torch.ones_like(t) if on else torch.zeros_like(t)
+def _filled(w, on):
+    return None if w is None else torch.full_like(w, float(on), requires_grad=False)
 
 
 CASES = [
@@ -63,7 +70,7 @@ EVERY = [
     Case("tsam", methods.TSAM(rho=RHO, radius=2.0, tilt=5.0, samples=2)),
     Case("ssam", methods.Stable(methods.SAM(rho=RHO))),
     Case("trace-sam", methods.TraceSAM(rho=RHO, strength=0.7, samples=2)),
-    Case("det-sam", methods.DetSAM(rho=RHO, half_width=1.0, samples=2)),
+    Case("det-sam", methods.DetSAM(rho=RHO, half_width=0.1, samples=2)),
     Case("frob-sam", methods.FrobSAM(rho=RHO, strength=0.5)),
     Case("nso", methods.NSO(rho=RHO, samples=2, clean=0.3)),
     Case("x-sam", methods.XSAM(rho=RHO, alpha=0.5, every=3, iterations=2)),
@@ -81,6 +88,20 @@ EVERY = [
     Case("prgd", methods.PRGD(every=4)),
 ]
 
+# The same with other settings, which take other ways through the optimizer.
+VARIANTS = [
+    Case("sam, two ascents", methods.SAM(rho=RHO, ascents=2)),
+    Case("asam, weights alone", methods.ASAM(rho=1.0)),
+    Case("eigen-sam, power", methods.EigenSAM(rho=RHO, alpha=0.5, every=3, iterations=2, source="power")),
+    Case("eigen-sam, lanczos", methods.EigenSAM(rho=RHO, alpha=0.5, every=3, iterations=2, source="lanczos")),
+    Case("eigen-sam, function", methods.EigenSAM(rho=RHO, alpha=0.5, every=3, source=fixed_space)),
+    Case("esam, half the samples", methods.ESAM(rho=RHO, gamma=0.5), selects=True),
+    # The gradient at the weights, which TSAM does not ask for.
+    Case("ssam around tsam", methods.Stable(methods.TSAM(rho=RHO, radius=2.0, samples=2)), unclaimed=1),
+    Case("late eigen-sam", methods.Late(methods.EigenSAM(rho=RHO, alpha=0.5, every=3, iterations=2), start=2, stop=5)),
+    Case("dom-sgd around sam", methods.Dominant(methods.SAM(rho=RHO), k=2, every=2, subspace=fixed_space)),
+]
+
 DISPLACING = [case for case in CASES if hasattr(case.method, "rho")]
 TRANSCRIBED = [case for case in CASES if case.transcription]
 
@@ -91,6 +112,8 @@ def parametrized(cases):
 
 every_method = parametrized(CASES)
 every_listed_method = parametrized(EVERY)
+every_way = parametrized([*EVERY, *VARIANTS])
+every_displacing_way = parametrized([case for case in [*EVERY, *VARIANTS] if hasattr(case.method, "rho")])
 every_listed_displacing_method = parametrized([case for case in EVERY if hasattr(case.method, "rho")])
 every_displacing_method = parametrized(DISPLACING)
 every_transcribed_method = parametrized(TRANSCRIBED)

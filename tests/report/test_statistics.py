@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flatwise.report.statistics import geometric_interval, mean_interval, median, paired_difference, t_quantile
+from flatwise.report.statistics import geometric_interval, holm, mean_interval, median, paired_difference, t_quantile
 
 NAN = math.nan
 
@@ -85,3 +85,30 @@ def test_median_is_numpys(values: list[float]) -> None:
 
 def test_median_of_nothing_is_nan() -> None:
     assert math.isnan(median([NAN]))
+
+
+@pytest.mark.parametrize("values", [[1.0, 2.0, 4.0], [0.1, -0.2, 0.3, 0.05, 0.0], [5.0, 5.1, 4.9, 5.0], [1.0, -1.0]])
+def test_p_is_that_of_the_t_test(values: list[float]) -> None:
+    expected = stats.ttest_1samp(values, 0.0).pvalue
+    assert mean_interval(values).p == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert (mean_interval(values).p <= 0.05) == (mean_interval(values).verdict != "unclear")
+
+
+def test_there_is_no_p_of_one_value_and_values_that_agree_show_nothing() -> None:
+    assert math.isnan(mean_interval([1.0]).p)
+    assert mean_interval([0.5, 0.5, 0.5]).p == 1.0
+
+
+def test_holms_correction_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, math.nan, 0.7])[::2] == [1.0, 1.0]
+    assert math.isnan(holm([0.6, math.nan, 0.7])[1])
+    assert holm([]) == []
+
+
+def test_holm_keeps_false_findings_rare_where_nothing_differs() -> None:
+    """2,000 families of 20 tests of nothing: without the correction two thirds of them would find something."""
+    generator = random.Random(0)
+    families = [[generator.random() for _ in range(20)] for _ in range(2000)]
+    assert sum(min(family) <= 0.05 for family in families) > 1000
+    assert sum(min(holm(family)) <= 0.05 for family in families) / 2000 == pytest.approx(0.05, abs=0.015)

@@ -23,6 +23,8 @@ from torch import nn
 from flatwise.frameworks.accelerate import passes
 from flatwise.frameworks.skorch import SharpnessAwareMixin
 
+KIND = "frameworks, float32, twelve steps"
+
 
 def flat_weights(model):
     return flat(model.parameters())
@@ -138,7 +140,7 @@ def of_a_language_model_in_a_loop(case):
 
 
 def row(name, weights):
-    return Seam(name, weights, tolerance=1e-6, reference=in_a_plain_loop, note="float32, 12 steps")
+    return Seam(name, weights, KIND, tolerance=1e-6, reference=in_a_plain_loop)
 
 
 FRAMEWORKS = [
@@ -150,8 +152,10 @@ FRAMEWORKS = [
     Seam(
         "Hugging Face Trainer",
         of_a_language_model,
+        KIND,
         tolerance=1e-6,
         reference=of_a_language_model_in_a_loop,
-        note="float32, 6 steps, Llama's layers",
+        note="6 steps, Llama's layers, SGD without momentum",
+        has_momentum=False,
     ),
 ]

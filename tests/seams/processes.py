@@ -30,6 +30,6 @@ def reference(layout):
 
 
 PROCESSES = [
-    Seam(layout, of_first_rank(layout), tolerance=1e-6, reference=reference(layout), note="2 processes")
+    Seam(layout, of_first_rank(layout), "two processes", tolerance=1e-6, reference=reference(layout))
     for layout in (*LAYOUTS, PARALLEL)
 ]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from methods.cases import Case
 from optim.problems import BASES, batches, build, mlp, train
 from reference import driver
+from torch import nn
 
 STEPS = 50
 
@@ -17,14 +18,21 @@ STEPS = 50
 class Seam:
     """`weights(case)` trains along the seam, `reference(case)` without it; both return all weights in one vector.
 
-    `tolerance` is for the largest difference of a weight. `note` is for the table.
+    `kind` and `note` are for the tables, `tolerance` is for the largest difference of a weight.
     """
 
     name: str
     weights: Callable[[Case], torch.Tensor]
-    tolerance: float = 1e-9
+    kind: str
+    tolerance: float = 1e-8
     reference: Callable[[Case], torch.Tensor] | None = None
     note: str = ""
+    has_momentum: bool = True  # the base optimizer keeps one
+    takes_adaptive: bool = True  # methods whose number of evaluations depends on data
+
+    def fits(self, case):
+        """Whether the method can be had along this seam; else it is refused."""
+        return (self.has_momentum or not case.needs_momentum) and (self.takes_adaptive or not case.method.adaptive)
 
     def difference(self, case):
         expected = (self.reference or slowly)(case)
@@ -36,10 +44,10 @@ def data(size=16, dtype=torch.float64):
 
 
 @cache
-def slowly(case, net=mlp, base="sgd", dtype=torch.float64):
+def slowly(case, net=mlp, base="sgd", dtype=torch.float64, groups=nn.Module.parameters):
     """The reference run: the method driven without `flatwise.optim`."""
     model = net(dtype)
-    optimizer = (BASES[base] if isinstance(base, str) else base)(model.parameters())
+    optimizer = (BASES[base] if isinstance(base, str) else base)(groups(model))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         loss = lambda output, batch: F.cross_entropy(output, batch[1])

@@ -135,6 +135,19 @@ def two_groups(model):
     return [{"params": model[0].parameters()}, {"params": model[2].parameters()}]
 
 
+def groups_with_rho(case, *factors):
+    """Of multiples of the method's rho, where it has one."""
+
+    def groups(model):
+        found = [{"params": model[0].parameters()}, {"params": model[2].parameters()}]
+        for group, factor in zip(found, factors):
+            if hasattr(case.method, "rho"):
+                group["rho"] = factor * case.method.rho
+        return found
+
+    return groups
+
+
 def with_a_group_added(case):
     first = lambda model: [{"params": model[0].parameters()}]
     setup = build(case.method, dtype=torch.float64, groups=first)
@@ -214,43 +227,64 @@ def compiled(case):
 # --- the rows ---------------------------------------------------------------------------------------------------------
 
 
-def on(net, base="sgd", step=step_by_passes, name="", **extra):
-    return Seam(name, along(step, net, base), reference=lambda case: slowly(case, net, base), **extra)
+def on(net, kind, base="sgd", step=step_by_passes, name="", **extra):
+    return Seam(name, along(step, net, base), kind, reference=lambda case: slowly(case, net, base), **extra)
 
 
-MORE_BASES = {
+def in_groups(name, *factors):
+    groups = lambda case: groups_with_rho(case, *factors)
+    return Seam(
+        name,
+        lambda case: along(step_by_passes, groups=groups(case))(case),
+        GROUPS,
+        reference=lambda case: slowly(case, groups=groups(case)),
+    )
+
+
+BASES_WITH_MOMENTUM = {
     "AdamW": "adamw",
     "SGD, Nesterov": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=True),
     "Adam, foreach": lambda params: torch.optim.Adam(params, lr=1e-2, foreach=True),
     "AdamW, fused": lambda params: torch.optim.AdamW(params, lr=1e-2, fused=True),
-    "RMSprop": lambda params: torch.optim.RMSprop(params, lr=1e-3),
-    "Adagrad": lambda params: torch.optim.Adagrad(params, lr=1e-2),
     "NAdam": lambda params: torch.optim.NAdam(params, lr=1e-2),
 }
+BASES_WITHOUT = {
+    "RMSprop": lambda params: torch.optim.RMSprop(params, lr=1e-3),
+    "Adagrad": lambda params: torch.optim.Adagrad(params, lr=1e-2),
+}
+BASE, PRECISION, RESUMED, GROUPS = "base optimizer", "precision and layers", "resumed every seventh step", "groups"
 
 SINGLE = [
-    *(Seam(name, along(step)) for name, step in DRIVEN.items()),
-    *(on(mlp, base, name=f"base: {name}") for name, base in MORE_BASES.items()),
-    on(norm_net, name="BatchNorm"),
-    on(noisy_net, name="BatchNorm and dropout"),
-    Seam("two groups", along(step_by_passes, groups=two_groups)),
-    Seam("add_param_group", with_a_group_added),
-    Seam("rho schedule", scheduled),
-    Seam("GradScaler", lambda case: scaled(case, step_by_passes)),
+    *(
+        Seam(name, along(step), "one step", takes_adaptive=step is not by_each_part_twice)
+        for name, step in DRIVEN.items()
+    ),
+    *(on(mlp, BASE, base, name=name) for name, base in BASES_WITH_MOMENTUM.items()),
+    *(on(mlp, BASE, base, name=name, has_momentum=False) for name, base in BASES_WITHOUT.items()),
+    Seam("two groups", along(step_by_passes, groups=two_groups), GROUPS),
+    Seam("add_param_group", with_a_group_added, GROUPS),
+    in_groups("a rho for each group", 0.5, 2.0),
+    in_groups("a group with rho 0", 1.0, 0.0),
+    Seam("rho schedule", scheduled, GROUPS),
+    Seam("torch.save", resumed(by_torch_save), RESUMED),
+    Seam("distributed state dict", resumed(by_distributed_state_dict), RESUMED),
+    Seam("deepcopy", resumed(by_deepcopy), RESUMED),
+    Seam("pickle", resumed(by_pickle), RESUMED),
+    on(norm_net, PRECISION, name="BatchNorm"),
+    on(noisy_net, PRECISION, name="BatchNorm and dropout"),
+    Seam("torch.compile", compiled, PRECISION, note="aot_eager, whole graph"),
+    Seam("GradScaler", lambda case: scaled(case, step_by_passes), PRECISION),
     Seam(
         "GradScaler, unscale_, clipping",
         lambda case: scaled(case, clipped_step),
+        PRECISION,
         reference=along(clipped_step),
         note="against clipping without scaler",
     ),
-    Seam("torch.save", resumed(by_torch_save)),
-    Seam("distributed state dict", resumed(by_distributed_state_dict)),
-    Seam("deepcopy", resumed(by_deepcopy)),
-    Seam("pickle", resumed(by_pickle)),
-    Seam("torch.compile", compiled, note="aot_eager, whole graph"),
     Seam(
         "bfloat16 autocast",
         along(autocast(torch.bfloat16), dtype=torch.float32),
+        PRECISION,
         tolerance=0.2,
         reference=lambda case: slowly(case, dtype=torch.float32),
         note="against float32",

@@ -1,10 +1,12 @@
 """What two processes run for the rows of `processes.py`: every layout with every method, fifty steps."""
 
-from distributed.layouts import METHODS, data, ddp, fsdp, shares, trained
+from distributed.layouts import data, ddp, fsdp, shares, trained
 from distributed.on_ddp import with_sync_norm
 from distributed.on_fsdp import kept_after_backward
 from distributed.on_tensor_parallel import by_columns_and_rows, mesh_of_two
+from methods.cases import EVERY
 
+METHODS = {case.name: case.method for case in EVERY}
 LAYOUTS = {
     "DistributedDataParallel": ddp,
     "DistributedDataParallel, bucket views": lambda: ddp(gradient_as_bucket_view=True),

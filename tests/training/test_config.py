@@ -27,6 +27,14 @@ from flatwise.training import Settings, TrainConfig, resolved
         ({"optimizer": "adamw", "momentum": 0.9}, "momentum 0.9 has no effect with optimizer adamw"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
+        ({"validation": 1.0}, "validation must be below 1"),
+        ({"validation": -0.1}, "validation must be at least 0"),
+        ({"parts": 1}, "parts must be at least 2"),
+        ({"evaluations": 0}, "evaluations must be at least 1"),
+        ({"evaluations": 10, "steps": 5}, "steps 5 has no effect when evaluations is given"),
+        ({"trace_samples": 3}, "trace_samples must be 0 for no trace, or at least 4"),
+        ({"hyper": ["a=1"]}, "hyper must be a list of words"),
+        ({"hyper": ("a",)}, "hyper takes words such as samples=3"),
     ],
 )
 def test_a_bad_value_is_answered_with_one_sentence(setting, sentence):
@@ -35,7 +43,7 @@ def test_a_bad_value_is_answered_with_one_sentence(setting, sentence):
 
 
 def test_settings_survive_json():
-    config = TrainConfig(method="eigen-sam", alpha=0.1, widths=(32, 16), steps=7, seed=3)
+    config = TrainConfig(method="eigen-sam", alpha=0.1, widths=(32, 16), steps=7, seed=3, hyper=("source=power",))
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -60,7 +68,10 @@ def test_a_broken_settings_file_is_named(tmp_path, text, sentence):
 
 def test_the_command_makes_the_same_settings_again(tmp_path):
     tyro = pytest.importorskip("tyro")
-    config = TrainConfig(method="sam", rho=0.1, widths=(8, 4), augment=True, lr=0.2, rho_schedule="cosine", seed=2)
+    more = {"hyper": ("ascents=2",), "curvature": False, "evaluations": 90, "validation": 0.1, "parts": 4}
+    config = TrainConfig(
+        method="sam", rho=0.1, widths=(8, 4), augment=True, lr=0.2, rho_schedule="cosine", seed=2, **more
+    )
     words = config.command(tmp_path).split()
     assert words[:2] == ["flatwise", "train"]
     assert words[-2:] == ["--out", str(tmp_path)]

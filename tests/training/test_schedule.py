@@ -57,3 +57,21 @@ def test_checkpoints_come_at_the_end_too():
     schedule = Schedule(TrainConfig(steps=12, checkpoint_every=5), 4)
     assert [step for step in range(1, 13) if schedule.saves(step)] == [5, 10, 12]
     assert sum(Schedule(TrainConfig(steps=200), 4).saves(step) for step in range(1, 201)) == 10
+
+
+def test_a_budget_of_evaluations_is_as_many_steps_as_it_pays_for():
+    schedule = Schedule(TrainConfig(lr=0.4, evaluations=100), per_epoch=4, affordable=48)
+    assert schedule.total == 48
+    assert not schedule.over(47, spent=1e9)
+    assert schedule.over(48, spent=0)
+    assert schedule.lr(48) == pytest.approx(0, abs=1e-12)
+
+
+def test_where_the_cost_depends_on_the_data_the_run_ends_when_the_budget_is_spent():
+    schedule = Schedule(TrainConfig(lr=0.4, evaluations=100), per_epoch=4)
+    assert schedule.is_open
+    assert not schedule.over(60, spent=99)
+    assert schedule.over(60, spent=101)
+    assert schedule.lr(60, spent=50) == pytest.approx(0.2)
+    assert schedule.lr(60, spent=101) == pytest.approx(0, abs=1e-12)
+    assert schedule.position(60, spent=101) == (100, 100)

@@ -18,6 +18,8 @@ METHODS = {
     "ReverseSAM": (fw.methods.ReverseSAM(rho=0.1), 0.1),
     "GradientNorm": (fw.methods.GradientNorm(rho=0.1), None),  # a short difference, of a length of its own choice
     "EigenSAM": (fw.methods.EigenSAM(rho=0.1, alpha=0.5, every=2), None),  # not renormalised: longer than rho
+    "ASAM": (fw.methods.ASAM(rho=0.1), None),  # rho is a length in another metric
+    "ASAM of davda54": (fw.methods.ASAM(rho=0.1, eta=0.0, scaled="all"), None),
 }
 
 
@@ -73,6 +75,11 @@ def test_a_schedule_of_rho_is_in_the_length():
         optimizer.step()
         told.append(optimizer.diagnostics["displacement_norm"])
     assert told == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02], rel=1e-4)
+
+
+def test_the_two_variants_of_asam_go_different_ways_and_say_how_far():
+    lengths = [next(iter(displacements(METHODS[name][0])))[1] for name in ("SAM", "ASAM", "ASAM of davda54")]
+    assert len({round(length, 4) for length in lengths}) == 3
 
 
 def test_a_flag_that_would_not_say_which_variant_it_is_does_not_exist():

@@ -38,6 +38,10 @@ def cost(method, steps=10, **options):
         (fw.methods.SGD(), 10),
         (fw.methods.SAM(0.1), 20),
         (fw.methods.SAM(0.0), 10),
+        (fw.methods.LookSAM(0.1, every=5), 12),
+        (fw.methods.Interval(fw.methods.SAM(0.1), every=5), 12),
+        (fw.methods.Late(fw.methods.SAM(0.1), start=7), 13),
+        (fw.methods.MomentumSAM(0.1), 10),
         (fw.methods.EigenSAM(0.1, every=5, iterations=3), 20 + 2 * 3 + 1),  # refreshes at steps 0 and 5
     ],
 )

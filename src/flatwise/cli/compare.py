@@ -9,12 +9,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from flatwise.cli.log import Log, mirrors
 from flatwise.training.config import Settings
+
+if TYPE_CHECKING:
+    from flatwise.experiments.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,19 @@ class Compare:
     """Train methods over seeds on parallel processes, print a table and write a report; the same command continues."""
 
     methods: tuple[str, ...] = ("sgd", "sam", "eigen-sam")
-    """The methods to compare; settings of methods, such as rho and alpha, go to those that have them."""
+    """The methods to compare, or all; settings of methods, such as rho and alpha, go to those that have them."""
 
     seeds: int = 3
     """How many seeds: 0, 1, 2 ..."""
+
+    equal: tuple[Literal["steps", "evaluations"], ...] = ()
+    """Compare at equal steps, at equal gradient evaluations (2 for a step, SAM's), or both; default: steps, or --evaluations."""
+
+    tune: tuple[str, ...] = ()
+    """Choose hyper-parameters on a validation split first: rho=0.05,0.1, or multiples of each method's own: rho=x0.5,x1,x2."""
+
+    tune_seeds: int = 2
+    """Seeds of each tuning run: 1000, 1001 ... Only these runs hold out --validation, by default 0.1."""
 
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
@@ -35,6 +47,9 @@ class Compare:
     workers: int | None = None
     """Processes at a time; default: one per core."""
 
+    dry_run: bool = False
+    """Only say what it would take: runs, steps, evaluations, and the time, from a few steps of each method."""
+
     out: Path | None = None
     """The folder of the comparison; default: runs/compare-HASH, where the hash stands for all settings."""
 
@@ -43,21 +58,43 @@ class Compare:
 
     def run(self, words: Sequence[str]) -> int:
         """Make the runs, the table and the report."""
-        from flatwise.experiments.arms import arms_of, baseline_of, pairs_of
-        from flatwise.experiments.comparison import Comparison, carry_out
+        plan = self._plan(shlex.join(["flatwise", *words]))
+        folder = self.out or self._default_folder()
+        if self.dry_run:
+            return forecast(plan, folder, self.workers)
+        return show(folder, plan.carry_out(folder, self.workers, mirrors(self.log)))
 
-        if self.seeds < 1:
-            raise ValueError(f"seeds must be at least 1, not {self.seeds}")
-        arms = arms_of(self.methods, self.settings, equal_norm=self.equal_norm)
-        baseline, folder = baseline_of(arms), self.out or self._default_folder()
-        title = f"{', '.join(arm.label for arm in arms)} on {self.settings.data}"
-        command = shlex.join(["flatwise", *words])
-        comparison = Comparison(title, arms, range(self.seeds), baseline, pairs_of(arms, baseline), command)
-        return show(folder, carry_out({folder: comparison}, self.workers, mirrors(self.log)))
+    def _plan(self, command: str) -> Plan:
+        from flatwise import methods
+        from flatwise.experiments.plan import Plan
+
+        return Plan(
+            methods=methods.names() if self.methods == ("all",) else self.methods,
+            settings=self.settings,
+            seeds=self.seeds,
+            command=command,
+            equal=self.equal or (("evaluations",) if self.settings.evaluations else ("steps",)),
+            tune=self.tune,
+            tune_seeds=self.tune_seeds,
+            equal_norm=self.equal_norm,
+        )
 
     def _default_folder(self) -> Path:
-        settings = json.dumps([self.methods, asdict(self.settings), self.equal_norm], sort_keys=True).encode()
+        chosen = [self.methods, asdict(self.settings), self.equal_norm]
+        more = [self.equal, self.tune, self.tune_seeds] if self.equal or self.tune else []
+        settings = json.dumps(chosen + more, sort_keys=True).encode()
         return Path("runs") / f"compare-{hashlib.sha256(settings).hexdigest()[:8]}"
+
+
+def forecast(plan: Plan, folder: Path, workers: int | None) -> int:
+    """Print what a comparison would take, and return the exit code."""
+    from rich.console import Console
+
+    from flatwise.experiments.forecast import expected, print_forecast
+    from flatwise.processes import cores
+
+    print_forecast(expected(plan, folder), workers or cores(), Console())
+    return 0
 
 
 def show(folder: Path, failures: dict[str, str]) -> int:

@@ -8,12 +8,15 @@ from typing import Literal
 
 import tyro
 
+MANY = 1000
+"""Steps of the run over which the cost of a step is a mean."""
+
 
 @dataclass(frozen=True)
 class List:
-    """List the methods, data sets or models that have a name."""
+    """List the methods, claims, data sets or models that have a name."""
 
-    what: tyro.conf.Positional[Literal["methods", "data", "models"]]
+    what: tyro.conf.Positional[Literal["methods", "claims", "data", "models"]]
     """What to list."""
 
     def run(self, words: Sequence[str]) -> int:
@@ -21,7 +24,7 @@ class List:
         del words
         from flatwise.tasks import data_names, model_names
 
-        entries = {"methods": _methods, "data": data_names, "models": model_names}[self.what]()
+        entries = {"methods": _methods, "claims": _claims, "data": data_names, "models": model_names}[self.what]()
         width = max(len(name) for name, _ in entries)
         for name, line in entries:
             print(f"{name:{width}}  {line}")
@@ -29,13 +32,26 @@ class List:
 
 
 def _methods() -> list[tuple[str, str]]:
-    """Each method with its settings and the first line of its description."""
+    """Each method with the first line of its description, its hyper-parameters, and what a step costs."""
     from flatwise import methods
 
-    return [(name, _described(methods.by_name(name))) for name in methods.names()]
+    return [(name, _described(name)) for name in methods.names()]
 
 
-def _described(method: object) -> str:
-    first = (method.__doc__ or "").splitlines()[0]
-    settings = ", ".join(f"{name} {value}" for name, value in vars(method).items())
-    return f"{first} [{settings}]" if settings else first
+def _described(name: str) -> str:
+    from flatwise import methods
+    from flatwise.training import TrainConfig
+    from flatwise.training.setup import evaluations_in, method_settings
+
+    first = (methods.by_name(name).__doc__ or "").splitlines()[0]
+    evaluations = evaluations_in(TrainConfig(method=name), MANY)
+    words = [f"{key} {value}" for key, value in method_settings(name).items() if value is not None]
+    words.append(f"evaluations a step: {'by the data' if evaluations is None else format(evaluations / MANY, 'g')}")
+    return f"{first} [{', '.join(words)}]"
+
+
+def _claims() -> list[tuple[str, str]]:
+    """Each claim with its statement."""
+    from flatwise.experiments.claims.listed import CLAIMS
+
+    return [(name, f"{claim.statement} [{', '.join(claim.scales)}]") for name, claim in CLAIMS.items()]

@@ -14,6 +14,7 @@ from flatwise.cli.demo import Demo
 from flatwise.cli.listing import List
 from flatwise.cli.measure import Measure
 from flatwise.cli.report import Report
+from flatwise.cli.reproduce import Reproduce
 from flatwise.cli.train import Train
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -36,6 +37,7 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "compare": Compare,
     "measure": Measure,
+    "reproduce": Reproduce,
     "report": Report,
     "list": List,
 }

@@ -10,6 +10,7 @@ from flatwise.curvature.density import SpectralDensity as SpectralDensity
 from flatwise.curvature.density import spectral_density as spectral_density
 from flatwise.curvature.directions import DirectionalCurvature as DirectionalCurvature
 from flatwise.curvature.directions import directional_curvature as directional_curvature
+from flatwise.curvature.eigenspace import eigenspace as eigenspace
 from flatwise.curvature.estimate import Estimate as Estimate
 from flatwise.curvature.gauss_newton import Split as Split
 from flatwise.curvature.gauss_newton import gauss_newton as gauss_newton

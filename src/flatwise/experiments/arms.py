@@ -10,10 +10,10 @@ from flatwise.experiments.comparison import Arm
 from flatwise.experiments.labels import label
 from flatwise.training import Settings, TrainConfig, hyper
 from flatwise.training.config import SHORTCUTS, nearest
-from flatwise.training.setup import build_method, mean_cost, method_settings, takes_parts
+from flatwise.training.setup import build_method, evaluations_in, method_settings, takes_parts
 
-DEAR = 2.0
-"""Evaluations per step, roughly, where they depend on the data."""
+DEAR, MANY = 2.0, 1000
+"""Evaluations per step, roughly, where they depend on the data; elsewhere they are the mean over many."""
 
 OF_METHODS = (*SHORTCUTS, "rho_schedule", "parts")
 """Settings that go to the methods that have them, beside the words of `hyper`."""
@@ -71,12 +71,10 @@ def arm_of(method: str, settings: Settings) -> Arm:
     """The arm of a method, with those of the settings that it has."""
     values: dict[str, Any] = asdict(settings)
     values |= {name: getattr(Settings, name) for name in OF_METHODS if name not in _taken(method)}
-    values["hyper"] = _words(method, settings)
-    short = {name: None for name in SHORTCUTS if name in hyper.for_method(values["hyper"], method)}
-    config = replace(
-        TrainConfig(method=method, **values), **short
-    )  # what is for this method alone goes before the flag
-    return Arm(method, label(method), config, weight=mean_cost(config) or DEAR)
+    own = _own(method, settings)  # goes before the flag
+    values |= {name: None for name in own if name in SHORTCUTS} | {"hyper": hyper.write(own)}
+    config = TrainConfig(method=method, **values)
+    return Arm(method, label(method), config, weight=(evaluations_in(config, MANY) or DEAR * MANY) / MANY)
 
 
 def _own(method: str, settings: Settings) -> dict[str, hyper.Value]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from flatwise.experiments.tuning import FOLDER, Tuning, tuning_of
 from flatwise.training import Settings, resolved
 from flatwise.training.batches import Batches
 from flatwise.training.loop import load_task
-from flatwise.training.setup import mean_cost
+from flatwise.training.setup import affordable
 
 Equal = Literal["steps", "evaluations"]
 
@@ -39,8 +38,8 @@ class Plan:
         settings: shared by all.
         seeds: how many: 0, 1, 2 ...
         command: the command line that makes this again.
-        equal: at what the methods are compared: one of the two, or both. A budget of evaluations is that of `settings`, or what SAM
-            takes in the steps; the number of steps is that of `settings`, or what SAM takes for the budget.
+        equal: at what the methods are compared: one of the two, or both. A budget of evaluations is that of `settings`, or what
+            SAM takes in the steps; the number of steps is that of `settings`, or what SAM takes for the budget.
         tune: grids of hyper-parameters, as `flatwise.experiments.tuning` reads them.
         tune_seeds: how many seeds of each trial: 1000, 1001 ...
         equal_norm: as in `arms_of`.
@@ -152,8 +151,7 @@ def _same_runs(arm: Arm, other: Arm | None) -> bool:
 
 def _weighed(arm: Arm) -> Arm:
     """The arm with its budget of evaluations as a number of steps, where that is known before, and its work as weight."""
-    config, cost = arm.config, mean_cost(arm.config)
-    if config.evaluations is not None and cost is not None:
-        config = replace(config, evaluations=None, steps=max(1, math.floor(config.evaluations / cost)))
+    steps = affordable(arm.config)
+    config = arm.config if steps is None else replace(arm.config, evaluations=None, steps=steps)
     work = config.evaluations or (config.steps or 1) * arm.weight
     return replace(arm, config=config, weight=float(work))

@@ -27,7 +27,14 @@ SHARE = 0.1
 
 @dataclass(frozen=True)
 class Grid:
-    """Values to try for one hyper-parameter, of one method or (None) of all that have it; multiples of its value if `relative`."""
+    """Values to try for a hyper-parameter, or multiples of the value it has.
+
+    Attributes:
+        name: of the hyper-parameter.
+        values: to try; factors if `relative`.
+        relative: whether they are factors.
+        method: whose it is; None: of all methods that have it.
+    """
 
     name: str
     values: tuple[Value, ...]
@@ -43,10 +50,11 @@ class Grid:
         """
         place, _, text = word.partition("=")
         texts = text.split(",")
-        relative = all(one.startswith("x") for one in texts)
+        factors = [one.startswith("x") for one in texts]
+        relative = all(factors)
         entries = [hyper.read(f"{place}={one.removeprefix('x') if relative else one}") for one in texts if one]
         values = tuple(dict.fromkeys(entry.value for entry in entries))
-        if not values or (relative and not all(_is_number(value) for value in values)):
+        if not values or (any(factors) and not (relative and all(_is_number(value) for value in values))):
             raise ValueError(f"tune takes words such as rho=0.05,0.1,0.2 or rho=x0.5,x1,x2, not {word!r}")
         return cls(entries[0].name, values, relative, entries[0].method)
 
@@ -188,7 +196,7 @@ def tuning_of(arms: Sequence[Arm], words: Sequence[str], seeds: int, share: floa
 def with_values(config: TrainConfig, values: Mapping[str, Value]) -> TrainConfig:
     """The settings with these hyper-parameters of their method in place of what they say."""
     short: dict[str, Any] = {name: value for name, value in values.items() if name in SHORTCUTS}
-    others = hyper.for_method(config.hyper, config.method) | values
+    others = hyper.for_method(config.hyper, config.method) | dict(values)
     return replace(config, **short, hyper=hyper.write({n: v for n, v in others.items() if n not in short}))
 
 

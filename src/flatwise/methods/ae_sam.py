@@ -16,10 +16,10 @@ MEAN, VARIANCE = "mean_of_squares", "variance_of_squares"
 class AESAM(Dialogue):
     """Adaptive policy for SAM (arXiv 2304.14647): a SAM step where `|g|^2 >= m + c * s`, else one of the base optimizer.
 
-    `m` and `s` are the running mean and standard deviation of `|g|^2`; `c` goes from `start` to `end` in a straight
-    line over `steps` steps, so that SAM becomes more frequent: with the defaults it is taken at first when `|g|^2` is a
-    standard deviation above its mean, at last unless it is one below. Between one and two evaluations a step, and the
-    host waits for the device once more.
+    `m` and `s` are the running mean and standard deviation of `|g|^2`, which begin at the first `|g|^2` and at 0, so
+    that the first step is SAM's. `c` goes from `start` to `end` in a straight line over `steps` steps, so that SAM
+    becomes more frequent: with the defaults it is taken at first when `|g|^2` is a standard deviation above its mean, at
+    last unless it is one below. Between one and two evaluations a step, and the host waits for the device once more.
 
     Args:
         rho: the norm of the displacement; >= 0, and 0 is the base optimizer.

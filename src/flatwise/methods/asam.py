@@ -15,24 +15,30 @@ from flatwise.vectors import Vector
 
 Scaled = Literal["weights", "all"]
 
+NO_WEIGHTS = (
+    "ASAM(scaled='weights') scales tensors with \"weight\" in their name, and this model has none, so that it would be SAM "
+    "with a radius for ASAM: pass scaled='all'"
+)
+
 
 @dataclass(frozen=True)
 class ASAM(Twice):
     """Adaptive SAM (arXiv 2102.11600): the gradient at `w + rho * T^2 g / |T g|`, `T = diag(|w| + eta)`. Two evaluations a step.
 
-    Rescaling weights such that the network computes the same does not change how far it is displaced, so the same rho
-    is another length than in SAM: ten to forty times SAM's are usual. There are two variants in use. The authors' code
-    applies T only to tensors with "weight" in their name, and leaves biases as in SAM (`scaled="weights"`, rho 0.5 and
-    1 in the paper); the popular re-implementation of davda54 applies it to all of them, with eta 0 (`scaled="all",
-    eta=0`, rho 2).
+    Rescaling weights such that the network computes the same does not change what the displaced network computes
+    (exactly so where eta is 0 and T applies to all that is rescaled). The same rho is another length than in SAM: ten
+    to forty times SAM's are usual. There are two variants in use. The authors' code applies T only to tensors with
+    "weight" in their name (also those of BatchNorm), and leaves biases as in SAM (`scaled="weights"`, rho 0.5 and 1 in
+    the paper); the popular re-implementation of davda54 applies it to all of them, with eta 0 (`scaled="all", eta=0`,
+    rho 2).
 
     Args:
         rho: the radius in the metric of T; >= 0, and 0 is the base optimizer at one evaluation.
         eta: what is added to the size of each weight; >= 0.
-        scaled: "weights": tensors with "weight" in their name; "all": every tensor.
+        scaled: "weights": tensors with "weight" in their full name in the model; "all": every tensor.
 
     Raises:
-        TypeError, ValueError: an argument is out of its range.
+        TypeError, ValueError: an argument is out of its range; in the first step, no name has "weight" in it.
     """
 
     rho: float = 0.5
@@ -66,8 +72,17 @@ class ASAM(Twice):
     def _times_size(self, vector: Vector, state: State) -> Vector:
         """`(|w| + eta) * v` for the tensors that are rescaled, None for the others."""
         if self.scaled == "weights":
-            vector = V.restrict(vector, ["weight" in name.rpartition(".")[2] for name in state.names])
+            vector = V.restrict(vector, self._are_weights(state))
         return V.elementwise(self._product, vector, state.weights)
 
+    def _are_weights(self, state: State) -> list[bool]:
+        found = ["weight" in name for name in state.names]
+        if not any(found):
+            raise ValueError(NO_WEIGHTS)
+        return found
+
     def _product(self, v: Tensor, w: Tensor) -> Tensor:
-        return torch.addcmul(self.eta * v, v, w.abs())
+        wide = torch.promote_types(
+            w.dtype, torch.float32
+        )  # a gradient times a weight is often less than float16 can hold
+        return w.detach().abs().to(wide).add_(self.eta).mul_(v)

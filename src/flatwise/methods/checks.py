@@ -66,6 +66,12 @@ def one_of(name: str, value: object, known: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
 
 
+def a_function(name: str, value: object) -> None:
+    """Refuse what cannot be called."""
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, such as flatwise.curvature.eigenspace(objective), got {value!r}")
+
+
 def a_method(name: str, value: object) -> None:
     """Refuse anything but an instance with the traits that wrappers ask for."""
     if isinstance(value, type):

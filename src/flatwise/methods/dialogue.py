@@ -96,7 +96,7 @@ class State:
         vectors: the method's own, by name, all of them from `init` on: a distributed checkpoint is read into what is
             there.
         numbers: likewise.
-        weights: a read-only view.
+        weights: a read-only view; None where a parameter is frozen.
         perturbed: which parameters have a rho above zero; empty: all.
         names: of the parameters in the model; empty where it is not known.
         momentum: a read-only view of the base optimizer's momentum, the running sum or mean of gradients; None where a
@@ -172,6 +172,10 @@ class Dialogue(ABC):
     def cost(self) -> float | None:
         """Gradient evaluations a step, in the mean over many; None where it is not known before."""
         return None
+
+    def evaluations(self, steps: int) -> float | None:
+        """Gradient evaluations in the first so many steps, in the mean; None where it is not known before."""
+        return None if self.cost is None else self.cost * steps
 
     def init(self, vectors: Vector) -> State:
         """An empty state."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from flatwise import vectors as V
-from flatwise.methods import eigenvectors
+from flatwise.methods import eigenvectors, free
 from flatwise.methods.checks import non_negative, positive_integer
-from flatwise.methods.dialogue import At, Dialogue, Passes, State
-from flatwise.methods.eigenvectors import Source, check_source, where_present
-from flatwise.methods.products import second_difference_length
+from flatwise.methods.dialogue import At, Dialogue, Evaluation, Passes, State
+from flatwise.methods.eigenvectors import Source, check_source
+from flatwise.methods.products import second_difference_length, where_present
 from flatwise.vectors import Vector
 
 
@@ -29,9 +31,14 @@ class EigenSAM(Dialogue):
       pair is taken; the last product serves for a power step on it. Warm-started by the previous vector.
     - "power": the power iteration of the paper, which follows the eigenvalue of largest magnitude, also a negative one.
     - "lanczos": the products of a refresh are spread over as many steps, each with that step's batch; the vector
-      belongs to all of them, and `iterations` vectors more are remembered. `every` should be at least `iterations`.
+      belongs to all of them, and `iterations` vectors more are remembered. A refresh that is due waits for the one
+      before. With BatchNorm or dropout each product takes the gradient in evaluation mode, too.
     - a function, such as `flatwise.curvature.eigenspace(objective)`: the eigenvector of a whole data set, at the cost
       of finding it.
+    - "free": a running average of products with the Hessians of all batches so far, the last ten most. The difference
+      of the step's own two gradients is such a product, at no cost. Where evaluation mode differs (BatchNorm, dropout)
+      it is not, and every fifth step takes one gradient more, in evaluation mode. `every` and `iterations` have no
+      effect. Remembers one vector more, and keeps the first gradient through the second evaluation.
 
     Two evaluations a step. A refresh adds `iterations`, and one for the gradient in evaluation mode unless the first
     refresh found it equal to the training gradient (no BatchNorm, no dropout). At a refresh the host waits for the
@@ -52,20 +59,25 @@ class EigenSAM(Dialogue):
     alpha: float = 0.2
     every: int = 100
     iterations: int = 5
-    source: Source = "ritz"
+    source: Source | Literal["free"] = "ritz"
 
     def __post_init__(self) -> None:
         non_negative("rho", self.rho)
         non_negative("alpha", self.alpha)
-        _check_refreshes(self.every, self.iterations, self.source)
+        if self.source == "free":
+            _check_no_refreshes(self.every, self.iterations)
+        else:
+            _check_refreshes(self.every, self.iterations, self.source)
 
     @property
     def cost(self) -> float:
-        """Two evaluations, and the products of a refresh; with BatchNorm or dropout `1 / every` more."""
+        """Two evaluations, and the products of a refresh; with BatchNorm or dropout `1 / every` more (free: 1 / 5)."""
         return _cost(self, bool(self.alpha), 2.0)
 
     def init(self, vectors: Vector) -> State:
         """The eigenvector is zero until the first refresh."""
+        if self.source == "free":
+            return free.remember(eigenvectors.memory(vectors, "ritz", self.iterations), vectors)
         return eigenvectors.memory(vectors, self.source, self.iterations)
 
     def passes(self, state: State) -> Passes:
@@ -74,9 +86,20 @@ class EigenSAM(Dialogue):
         if not state.displaces(self.rho):
             return here.release()
         if self.alpha:
-            yield from eigenvectors.look(here, state, self.source, self.every, self.iterations)
-        there = yield self._tilted(here.release(), state)
+            yield from self._look(here, state)
+        learns = self.source == "free" and bool(self.alpha) and free.learns(state)
+        base = V.clone(here.gradient) if learns else []
+        request = self._tilted(here.release(), state)
+        there = yield request
+        if learns:
+            free.learn(base, there.gradient, request.length, state)
         return there.release()
+
+    def _look(self, here: Evaluation, state: State) -> Generator[At, Evaluation, None]:
+        if self.source == "free":
+            yield from free.look(here, state)
+        else:
+            yield from eigenvectors.look(here, state, self.source, self.every, self.iterations)
 
     def _tilted(self, gradient: Vector, state: State) -> At:
         """The request along `u + alpha * sign(<g, v>) * (v - <v, u> u)`, which is written into `gradient`."""
@@ -204,6 +227,13 @@ class XSAM(Dialogue):
         return direction
 
 
+def _check_no_refreshes(every: object, iterations: object) -> None:
+    if (every, iterations) != (EigenSAM.every, EigenSAM.iterations):
+        raise ValueError(
+            "every and iterations have no effect with source 'free', which has no refreshes; leave them out"
+        )
+
+
 def _check_refreshes(every: object, iterations: object, source: object) -> None:
     positive_integer("every", every)
     positive_integer("iterations", iterations)
@@ -213,4 +243,6 @@ def _check_refreshes(every: object, iterations: object, source: object) -> None:
 def _cost(method: EigenSAM | EigenvaluePenalty | XSAM, looks: bool, alone: float) -> float:
     if not method.rho:
         return 1.0
-    return alone + (eigenvectors.cost(method.source, method.every, method.iterations) if looks else 0.0)
+    if not looks or method.source == "free":
+        return alone
+    return alone + eigenvectors.cost(method.source, method.every, method.iterations)

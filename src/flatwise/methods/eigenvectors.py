@@ -17,8 +17,9 @@ from flatwise import vectors as V
 from flatwise.methods.checks import one_of
 from flatwise.methods.dialogue import At, Evaluation, State
 from flatwise.methods.power import power_iteration
+from flatwise.methods.products import where_present, zero_where_absent
 from flatwise.methods.ritz import Search, leading_ritz_vector
-from flatwise.methods.stochastic_lanczos import StochasticLanczos
+from flatwise.methods.stochastic_lanczos import StochasticLanczos, is_open
 from flatwise.vectors import Vector
 
 EIGENVECTOR = "eigenvector"
@@ -29,8 +30,9 @@ NEXT_REFRESH = "next_refresh"
 # gradient that has no part in the wanted vector. Later searches start at the vector known, with this share of gradient.
 SHARE = 0.1
 
-Eigenspace: TypeAlias = Callable[[Sequence[Vector]], Sequence[Vector]]
-"""From the top eigenvectors as they were, zero where they are not known yet, to as many orthonormal ones as they are now."""
+Eigenspace: TypeAlias = Callable[[Sequence[Vector], Vector], Sequence[Vector]]
+"""From the top eigenvectors as they were, zero where they are not known yet, and the weights that they belong to, the
+optimizer's parameters in its order, to as many orthonormal ones as they are now."""
 
 Name = Literal["ritz", "power", "lanczos"]
 Source: TypeAlias = Name | Eigenspace
@@ -53,7 +55,9 @@ def memory(vectors: Vector, source: Source, iterations: int) -> State:
 
 def cost(source: Source, every: int, iterations: int) -> float:
     """Evaluations a step, without those of gradients in evaluation mode."""
-    return 0.0 if callable(source) else iterations / every
+    if callable(source):
+        return 0.0
+    return min(1.0, iterations / every) if source == "lanczos" else iterations / every
 
 
 def look(
@@ -61,12 +65,13 @@ def look(
 ) -> Generator[At, Evaluation, Vector]:
     """The tracked vector, refreshed when it is time: at steps 0, every, 2 * every ... counted from the first look."""
     first = not state.numbers[NEXT_REFRESH]
-    due = state.step >= state.numbers[NEXT_REFRESH]
+    due = state.step >= state.numbers[NEXT_REFRESH] and not is_open(state)
     if due:
         state.numbers[NEXT_REFRESH] = float(state.step + every)
     if callable(source):
         if due:
-            _ask(source, state)
+            (found,) = ask("source", source, [state.vectors[EIGENVECTOR]], state)
+            state.vectors[EIGENVECTOR] = zero_where_absent(V.unit(where_present(found, state.weights)), found)
     elif source == "lanczos":
         yield from _continued(here, state, StochasticLanczos(iterations), due, first)
     elif due:
@@ -74,17 +79,19 @@ def look(
     return state.vectors[EIGENVECTOR]
 
 
-def _ask(source: Eigenspace, state: State) -> None:
-    known = state.vectors[EIGENVECTOR]
+def ask(name: str, function: Eigenspace, known: list[Vector], state: State) -> list[Vector]:
+    """The eigenvectors that a function finds, zero where it has None."""
     with torch.enable_grad():
-        (found,) = source([known])
-    state.vectors[EIGENVECTOR] = _zero_where_absent(V.unit(found), known)
+        found = list(function(known, state.weights))
+    if len(found) != len(known):
+        raise ValueError(f"{name} must return as many vectors as it is given, {len(known)}, got {len(found)}")
+    return [zero_where_absent(vector, before) for vector, before in zip(found, known)]
 
 
 def _refreshed(
     here: Evaluation, state: State, source: Name, iterations: int, first: bool
 ) -> Generator[At, Evaluation, None]:
-    base = yield from _gradient_in_evaluation_mode(here, state, first)
+    base = yield from gradient_in_evaluation_mode(here, state, first)
     search = Search.recalled(state.numbers)
     find = power_iteration if source == "power" else leading_ritz_vector
     vector = yield from find(_start(base, state, first), base, state, iterations, search)
@@ -95,10 +102,10 @@ def _continued(
     here: Evaluation, state: State, lanczos: StochasticLanczos, due: bool, first: bool
 ) -> Generator[At, Evaluation, None]:
     """One product in each step from a refresh on, until there are enough."""
-    search = Search.recalled(state.numbers)
-    if not (due or lanczos.is_open(state)):
+    if not (due or is_open(state)):
         return
-    base = yield from _gradient_in_evaluation_mode(here, state, first)
+    search = Search.recalled(state.numbers)
+    base = yield from gradient_in_evaluation_mode(here, state, first)
     if due:
         lanczos.begin(_start(base, state, first), state)
     vector = yield from lanczos.product(base, state, search)
@@ -107,7 +114,7 @@ def _continued(
 
 
 def _know(vector: Vector, search: Search, state: State) -> None:
-    state.vectors[EIGENVECTOR] = _zero_where_absent(vector, state.vectors[EIGENVECTOR])
+    state.vectors[EIGENVECTOR] = zero_where_absent(vector, state.vectors[EIGENVECTOR])
     state.numbers |= asdict(search)
     state.notes |= {"rayleigh_quotient": search.value, "eigenvector_residual": search.residual}
 
@@ -119,7 +126,8 @@ def _start(base: Vector, state: State, first: bool) -> Vector:
     return _mixture(where_present(known, base), base)
 
 
-def _gradient_in_evaluation_mode(here: Evaluation, state: State, first: bool) -> Generator[At, Evaluation, Vector]:
+def gradient_in_evaluation_mode(here: Evaluation, state: State, first: bool) -> Generator[At, Evaluation, Vector]:
+    """The gradient at the weights in evaluation mode, on what is displaced; the first look finds out whether it is the same."""
     if state.numbers.get(SAME_IN_EVALUATION):
         return state.on_perturbed(here.gradient)
     base = yield At.weights(probe=True)
@@ -135,12 +143,3 @@ def _equal(a: Vector, b: Vector) -> Tensor:
 
 def _mixture(much: Vector, little: Vector) -> Vector:
     return V.add(V.unit(much), V.unit(little), SHARE)
-
-
-def where_present(vector: Vector, like: Vector) -> Vector:
-    """The vector with None where `like` has None: a parameter without gradient takes no part."""
-    return V.restrict(vector, [t is not None for t in like])
-
-
-def _zero_where_absent(vector: Vector, like: Vector) -> Vector:
-    return [z if v is None else v for v, z in zip(vector, V.zeros_like(like), strict=True)]

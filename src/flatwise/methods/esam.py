@@ -17,8 +17,10 @@ from flatwise.vectors import Vector
 class ESAM(Twice):
     """Efficient SAM (arXiv 2110.03141): only some tensors are displaced, and only some samples count there.
 
-    As in the official code whole tensors are drawn, and displaced by `rho / beta * g / |g|` so that the mean is SAM's.
-    The samples are those whose loss rises most by the displacement. For them the loop has to show each sample's loss:
+    As in the official code whole tensors are drawn. They are displaced by `rho / beta * g / |g|`, such that the mean is
+    SAM's; as in the paper `|g|` is of the whole gradient (in the official code it is of the tensors drawn, so that every
+    displacement is `rho / beta` long). The samples are those whose loss rises most by the displacement. For them the
+    loop has to show each sample's loss:
 
         for p in optimizer.passes():
             losses = F.cross_entropy(model(x), y, reduction="none")
@@ -36,7 +38,8 @@ class ESAM(Twice):
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
-        RuntimeError: in a step with gamma below 1 whose passes do not show the losses.
+        RuntimeError, ValueError: in a step with gamma below 1 whose passes do not show the losses, or not those of the same
+            samples every time.
     """
 
     rho: float = 0.05
@@ -62,6 +65,8 @@ class ESAM(Twice):
         gradient = state.on_perturbed(here.release())
         length = self.rho / self.beta * V.reciprocal(V.norm(gradient))
         there = yield At.offset(self._drawn(gradient, state), length, selection=selection)
+        if selection is not None:
+            selection.conclude()
         return there.release()
 
     def _drawn(self, gradient: Vector, state: State) -> Vector:

@@ -50,9 +50,9 @@ class GSAM(Twice):
 class WSAM(Dialogue):
     """Weighted SAM (arXiv 2305.15817): `g + gamma / (1 - gamma) * (h - g)`, a weight on the sharpness.
 
-    `h` is SAM's gradient: gamma 1/2 is SAM, 0 the base optimizer. This is the paper's coupled form, in which the
-    sharpness goes through the base optimizer's momentum and scaling like the loss; with plain SGD it is the decoupled
-    one too. Two evaluations a step; the first gradient is kept.
+    `h` is SAM's gradient: gamma 1/2 is SAM, 0 the base optimizer. This is the coupled form, in which the sharpness goes
+    through the base optimizer's momentum and scaling like the loss. The paper's experiments have the decoupled one, in
+    which it does not; with SGD without momentum they are the same. Two evaluations a step; the first gradient is kept.
 
     Args:
         rho: the norm of the displacement; >= 0, and 0 is the base optimizer at one evaluation.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flatwise import vectors as V
 from flatwise.methods.checks import non_negative, positive_integer
 from flatwise.methods.dialogue import At, Dialogue, Passes, State
+from flatwise.methods.products import where_present
 from flatwise.vectors import Vector
 
 ORTHOGONAL = "orthogonal_gradient"
@@ -53,11 +54,12 @@ class LookSAM(Dialogue):
         if not state.displaces(self.rho):
             return here.release()
         if state.step % self.every:
-            return self._turned(here.release(), state.vectors[ORTHOGONAL])
+            gradient = here.release()
+            return self._turned(gradient, where_present(state.vectors[ORTHOGONAL], gradient))
         there = yield At.along(here.gradient, self.rho)
         gradient, direction = here.release(), there.release()
         share = V.dot(gradient, direction) * V.reciprocal(V.norm(gradient) ** 2)
-        state.vectors[ORTHOGONAL] = V.add(V.add(V.zeros_like(state.weights), direction), gradient, -share)
+        state.vectors[ORTHOGONAL] = V.add(V.add(V.zeros_like(state.vectors[ORTHOGONAL]), direction), gradient, -share)
         return direction
 
     def _turned(self, gradient: Vector, orthogonal: Vector) -> Vector:

@@ -22,6 +22,10 @@ class PRGD(Dialogue):
     multiplied by `growth` instead of updated. One evaluation a step. The paper leaves the times and radii open beyond
     their order, `k` steps and `exp(k)`: these defaults are ours.
 
+    The loss must be positive, and leaps end where it underflows: of an exponential loss in float32 at margins times
+    norms of about 100, in float64 of about 740; from there on nothing moves but by leaps. Weights that are all zero
+    stay zero: begin with some steps without this method, as with `Late`.
+
     Args:
         every: steps from one leap to the next; >= 1.
         growth: the factor on the norm in a leap; >= 1.

@@ -49,6 +49,16 @@ def hessian_product(base: Vector, direction: Vector, length: Tensor) -> Generato
     return V.restrict(quotient(there.release(), base, length), [g is not None for g in base])
 
 
+def where_present(vector: Vector, like: Vector) -> Vector:
+    """The vector with None where `like` has None: a parameter without gradient takes no part."""
+    return V.restrict(vector, [t is not None for t in like])
+
+
+def zero_where_absent(vector: Vector, like: Vector) -> Vector:
+    """The vector with zeros, shaped like `like`, where it has None: what is remembered has no gaps."""
+    return [z if v is None else v for v, z in zip(vector, V.zeros_like(like), strict=True)]
+
+
 def second_difference_length(state: State, base: Vector) -> Tensor:
     """The length of a second difference of gradients that balances truncation against rounding, a 0-d tensor."""
     norm = difference_length(state, base) / min(RELATIVE * math.sqrt(V.epsilon(state.weights)), LONGEST)

@@ -31,11 +31,13 @@ class SAM(Dialogue):
     """Sharpness-Aware Minimization (arXiv 2010.01412): the gradient at `w + rho * g / |g|`. Two evaluations a step.
 
     With several ascent steps, each goes rho / ascents along the normalised gradient of the place it starts from, and a
-    step takes one evaluation more than there are ascents. For m-SAM, the mean over parts of the batch with an ascent
-    each, use `passes(parts=m, each=True)` or `perturb="local"` of `SharpnessAware`.
+    step takes one evaluation more than there are ascents, and keeps the displacement meanwhile. For m-SAM, the mean
+    over parts of the batch with an ascent each, use `passes(parts=m, each=True)` or `perturb="local"` of
+    `SharpnessAware`.
 
     Args:
-        rho: the radius, the norm of the displacement; >= 0, and 0 is the base optimizer at one evaluation.
+        rho: the radius, the norm of the displacement (of several ascents: their lengths together); >= 0, and 0 is the
+            base optimizer at one evaluation.
         ascents: how many ascent steps; >= 1.
 
     Raises:

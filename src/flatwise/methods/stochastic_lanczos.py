@@ -9,19 +9,24 @@ import torch
 
 from flatwise import vectors as V
 from flatwise.methods.dialogue import At, Evaluation, State
-from flatwise.methods.products import difference_length, hessian_product
+from flatwise.methods.products import difference_length, hessian_product, where_present, zero_where_absent
 from flatwise.methods.ritz import Search, combination, largest, orthogonalise
 from flatwise.vectors import Vector
 
 COUNT, BASIS, ENTRY = "lanczos_count", "lanczos.{}", "lanczos_{}_{}"
 
 
+def is_open(state: State) -> bool:
+    """Whether a space is still to grow."""
+    return state.numbers.get(COUNT, -1.0) >= 0
+
+
 @dataclass(frozen=True)
 class StochasticLanczos:
     """A Krylov space that grows by a vector a step, and the largest Ritz vector when it is complete.
 
-    The projected matrix is a mean over batches, so the vector belongs to more data than one batch, at the same number
-    of products; the weights move meanwhile. The basis is part of the checkpoint.
+    Each column of the projected matrix is of another batch, so the vector belongs to more data than one batch, at the
+    same number of products; the weights move meanwhile. The basis is part of the checkpoint.
 
     Args:
         products: the dimension of the space.
@@ -35,19 +40,16 @@ class StochasticLanczos:
         state.numbers |= {COUNT: -1.0}
         state.numbers |= {ENTRY.format(i, j): 0.0 for j in range(self.products) for i in range(j + 1)}
 
-    def is_open(self, state: State) -> bool:
-        """Whether the space is still to grow."""
-        return state.numbers[COUNT] >= 0
-
     def begin(self, start: Vector, state: State) -> None:
         """A new space, from that vector on."""
         state.numbers[COUNT] = 0.0
-        state.vectors[BASIS.format(0)] = V.unit(start)
+        _remember(0, V.unit(start), state)
 
     def product(self, base: Vector, state: State, search: Search) -> Generator[At, Evaluation, Vector | None]:
         """One product; the Ritz vector if it was the last."""
         count = int(state.numbers[COUNT])
-        basis = [state.vectors[BASIS.format(i)] for i in range(count + 1)]
+        known = [where_present(state.vectors[BASIS.format(i)], state.weights) for i in range(count + 1)]
+        basis = [where_present(vector, base) for vector in known]
         length = difference_length(state, base, search.longer)
         remainder = yield from hessian_product(base, basis[-1], length)
         column = torch.stack([V.dot(b, remainder) for b in basis])
@@ -55,11 +57,11 @@ class StochasticLanczos:
         state.numbers |= {ENTRY.format(i, count): entry for i, entry in enumerate(column.tolist())}
         if count + 1 < self.products and bool(size > 0):
             V.scale_(remainder, V.reciprocal(size))
-            state.vectors[BASIS.format(count + 1)] = remainder
+            _remember(count + 1, remainder, state)
             state.numbers[COUNT] += 1
             return None
         state.numbers[COUNT] = -1.0
-        return self._ritz_vector(basis, state, float(size), search)
+        return self._ritz_vector(known, state, float(size), search)
 
     def _ritz_vector(self, basis: list[Vector], state: State, coupling: float, search: Search) -> Vector:
         size = len(basis)
@@ -72,3 +74,8 @@ class StochasticLanczos:
         vector = combination([V.clone(b) for b in basis], coordinates)
         V.scale_(vector, V.reciprocal(V.norm(vector)))
         return vector
+
+
+def _remember(place: int, vector: Vector, state: State) -> None:
+    name = BASIS.format(place)
+    state.vectors[name] = zero_where_absent(vector, state.vectors[name])

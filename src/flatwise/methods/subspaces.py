@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from flatwise import vectors as V
-from flatwise.methods.checks import positive_integer
-from flatwise.methods.dialogue import Passes, State
-from flatwise.methods.eigenvectors import Eigenspace
+from flatwise.methods.checks import a_function, positive_integer
+from flatwise.methods.dialogue import Dialogue, Passes, State
+from flatwise.methods.eigenvectors import Eigenspace, ask
 from flatwise.methods.wrappers import Wrapper
 from flatwise.vectors import Vector
 
@@ -43,6 +41,12 @@ class Dominant(Wrapper):
         super().__post_init__()
         positive_integer("k", self.k)
         positive_integer("every", self.every)
+        if self.subspace is not None:
+            a_function("subspace", self.subspace)
+        if _projects(self.method):
+            raise ValueError(
+                "method projects on a subspace already: one of them is enough, with a larger or a smaller k"
+            )
 
     @property
     def changes_update(self) -> bool:
@@ -65,14 +69,15 @@ class Dominant(Wrapper):
         """Look at the Hessian when it is time, then the dialogue of the method within."""
         if self.subspace is not None and state.step >= state.numbers[NEXT_LOOK]:
             state.numbers[NEXT_LOOK] = float(state.step + self.every)
-            with torch.enable_grad():
-                found = self.subspace(self._basis(state))
+            found = ask("subspace", self.subspace, self._basis(state), state)
             state.vectors |= {NAME.format(i): vector for i, vector in enumerate(found)}
         return (yield from self.method.passes(state))
 
     def update(self, state: State, weights: Vector, update: Vector) -> Vector:
         """The part of the update in the space."""
-        update = self.method.update(state, weights, update)
+        return self._inside(state, self.method.update(state, weights, update))
+
+    def _inside(self, state: State, update: Vector) -> Vector:
         inside = V.zeros_like(update)
         for vector in self._basis(state):
             V.add_(inside, vector, V.dot(update, vector))
@@ -80,6 +85,10 @@ class Dominant(Wrapper):
 
     def _basis(self, state: State) -> list[Vector]:
         return [state.vectors[NAME.format(i)] for i in range(self.k)]
+
+
+def _projects(method: Dialogue) -> bool:
+    return isinstance(method, Dominant) or (isinstance(method, Wrapper) and _projects(method.method))
 
 
 @dataclass(frozen=True)
@@ -91,5 +100,5 @@ class Bulk(Dominant):
 
     def update(self, state: State, weights: Vector, update: Vector) -> Vector:
         """The part of the update off the space."""
-        inside = super().update(state, weights, update)
-        return V.add(self.method.update(state, weights, update), inside, -1.0)
+        update = self.method.update(state, weights, update)
+        return V.add(update, self._inside(state, update), -1.0)

@@ -122,8 +122,9 @@ class TraceSAM(_Universal):
 class DetSAM(_Universal):
     """Det-SAM (arXiv 2406.03682): `psi(d) = exp(-d / 2)`, `phi(x) = 1 / x^2`, `t` uniform in a cube around the weights.
 
-    With `t` over the whole space the mean of `psi` is one over the root of the determinant of the Hessian.
-    `1 + samples` evaluations a step; the first gradient is kept.
+    With `t` over the whole space the mean of `psi` is, but for a constant, one over the root of the determinant of the
+    Hessian. Gradients are weighted by up to `exp(d)`: a rho of which the square is much smaller than the rises of the
+    loss makes the direction very long. `1 + samples` evaluations a step; the first gradient is kept.
 
     Args:
         rho: what the points of the cube are multiplied by; >= 0, and 0 is the base optimizer at one evaluation.

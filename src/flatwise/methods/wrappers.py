@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Self
 
+from torch import Tensor
+
 from flatwise import vectors as V
 from flatwise.methods.checks import a_method, positive_integer, whole
-from flatwise.methods.dialogue import At, Dialogue, Passes, State
+from flatwise.methods.dialogue import At, Dialogue, Evaluation, Passes, State
 from flatwise.vectors import Vector
 
 
@@ -53,6 +56,10 @@ class Wrapper(Dialogue):
         """As the method within."""
         return self.method.cost
 
+    def evaluations(self, steps: int) -> float | None:
+        """As the method within."""
+        return self.method.evaluations(steps)
+
     def init(self, vectors: Vector) -> State:
         """The memory of the method within."""
         return self.method.init(vectors)
@@ -75,7 +82,8 @@ class Stable(Wrapper):
     """SSAM (arXiv 2401.07250): the direction of another method, scaled to the norm of the gradient at the weights.
 
     It keeps the base optimizer's step where SAM's gradient is much longer than the loss's own, and has no
-    hyper-parameter. With a method that never evaluates at the weights, such as TSAM, one evaluation more.
+    hyper-parameter. With a method that never evaluates at the weights, such as TSAM, one evaluation more, which `cost`
+    does not count.
 
     Args:
         method: usually SAM (the paper's SAM*) or USAM (the paper's default).
@@ -86,25 +94,30 @@ class Stable(Wrapper):
 
     def passes(self, state: State) -> Passes:
         """The dialogue of the method within, listened to for the gradient at the weights."""
-        norm, evaluations, dialogue = None, 0, self.method.passes(state)
-        request = next(dialogue)
-        while True:
-            answer = yield request
-            evaluations += 1
-            if request.vector is None and not request.probe:
-                norm = V.norm(answer.gradient)
-            try:
-                request = dialogue.send(answer)
-            except StopIteration as finished:
-                direction: Vector = finished.value
-                break
-        if evaluations == 1:  # the base optimizer's gradient, bitwise
+        norms: list[Tensor] = []
+        direction, evaluations = yield from _overheard(self.method.passes(state), norms)
+        if norms and evaluations == 1:  # the base optimizer's gradient, bitwise
             return direction
-        if norm is None:
+        if not norms:
             here = yield At.weights()
-            norm = V.norm(here.release())
-        V.scale_(direction, norm * V.reciprocal(V.norm(direction)))
+            norms.append(V.norm(here.release()))
+        V.scale_(direction, norms[-1] * V.reciprocal(V.norm(direction)))
         return direction
+
+
+def _overheard(dialogue: Passes, norms: list[Tensor]) -> Generator[At, Evaluation, tuple[Vector, int]]:
+    """A dialogue's direction and number of evaluations, while the norms of gradients at the weights are written down."""
+    requests, evaluations = [next(dialogue)], 0
+    while True:
+        is_of_weights = requests[0].vector is None and not requests[0].probe
+        answer = yield requests.pop()  # a gradient that the method has released need not live through the evaluation
+        evaluations += 1
+        if is_of_weights:
+            norms.append(V.norm(answer.gradient))
+        try:
+            requests.append(dialogue.send(answer))
+        except StopIteration as finished:
+            return finished.value, evaluations
 
 
 class _Now(Wrapper, ABC):
@@ -154,8 +167,14 @@ class Late(_Now):
 
     @property
     def cost(self) -> float | None:
-        """As many as the method within, while it is its turn: the mean depends on the number of steps."""
+        """As many as the method within, while it is its turn: the mean depends on the number of steps, see `evaluations`."""
         return self.method.cost if self.start == 0 and self.stop is None else None
+
+    def evaluations(self, steps: int) -> float | None:
+        """One for each step, and those of the method within while it is its turn."""
+        turns = max(min(steps, steps if self.stop is None else self.stop) - self.start, 0)
+        within = self.method.evaluations(turns)
+        return None if within is None else steps - turns + within
 
     def _speaks(self, state: State) -> bool:
         return state.step >= self.start and (self.stop is None or state.step < self.stop)
@@ -181,8 +200,14 @@ class Interval(_Now):
 
     @property
     def cost(self) -> float | None:
-        """One evaluation, and more at every k-th step."""
+        """One evaluation, and more at every k-th step, where the steps of the method within cost the same."""
         return None if self.method.cost is None else 1 + (self.method.cost - 1) / self.every
+
+    def evaluations(self, steps: int) -> float | None:
+        """One for each step, and those of the method within when it is its turn."""
+        turns = -(-steps // self.every)
+        within = self.method.evaluations(turns)
+        return None if within is None else steps - turns + within
 
     def _speaks(self, state: State) -> bool:
         return state.step % self.every == 0

@@ -187,7 +187,7 @@ def needs(method: Method, base: Optimizer, model: nn.Module | None) -> None:
         )
     if "subspace" in wanted:
         raise ValueError(
-            f"{name} projects on a subspace and has none: pass subspace=flatwise.curvature.eigenspace(objective, k)"
+            f"{name} projects on a subspace and has none: pass subspace=flatwise.curvature.eigenspace(objective)"
         )
 
 

@@ -262,7 +262,7 @@ class SharpnessAware(Wrapping):
     def _working_state(self, parameters: list[Tensor], ratios: list[float]) -> State:
         """The copy of the state that a dialogue may change; it is committed when the base optimizer has stepped."""
         state = self._remembered().copy()
-        state.weights = list(parameters)
+        state.weights = [p if p.requires_grad else None for p in parameters]
         state.perturbed = [] if all(ratios) else [r > 0 for r in ratios]
         return views.shown(state, self.method, self.base, self._model)
 

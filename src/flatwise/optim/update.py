@@ -7,16 +7,31 @@ from torch.optim import Optimizer
 
 from flatwise import vectors as V
 from flatwise.methods import Dialogue, Method, State
+from flatwise.vectors import Vector
 
 
 def taken(base: Optimizer, method: Method, state: State) -> None:
-    """Step; where the method has a hand in it, the weights are those before plus what it makes of the update."""
+    """Step; where the method has a hand in it, the weights are those before plus what it makes of the update.
+
+    It is shown what the base optimizer moves: parameters without a gradient stay as they are.
+    """
     if not (isinstance(method, Dialogue) and method.changes_update):
         base.step()
         return
-    before = V.clone(state.weights)
+    moving = [p if p is not None and p.grad is not None else None for p in state.weights]
+    before = V.clone(moving)
     base.step()
     with torch.no_grad():
-        made = V.add([p.detach() for p in V.present(state.weights)], before, -1.0)
-        V.copy_(state.weights, before)
-        V.add_(state.weights, method.update(state, before, made))
+        made = V.add(before, moving, -1.0)
+        V.scale_(made, -1.0)
+        untouched = _versions(made)
+        changed = method.update(state, before, made)
+        if changed is made and _versions(made) == untouched:
+            return  # the base optimizer's step stands, bitwise
+        V.copy_(moving, before)
+        V.add_(moving, changed)
+
+
+def _versions(vector: Vector) -> list[int]:
+    """They show whether somebody wrote into it."""
+    return [t._version for t in V.locals_of(V.present(vector))]

@@ -27,7 +27,7 @@ def shown(state: State, method: Method, base: Optimizer, model: nn.Module | None
     if "names" in needs:
         state.names = names(state.weights, model)
     if "momentum" in needs:
-        state.momentum = [_momentum(base.state.get(p, {})) for p in state.weights if p is not None]
+        state.momentum = [None if p is None else _momentum(base.state.get(p, {})) for p in state.weights]
     return state
 
 

@@ -1,5 +1,6 @@
 """Reports: run folders in, one self-contained HTML page and tables out. Never imports torch."""
 
+from flatwise.report.claim_page import build_claims, verdict_lines
 from flatwise.report.measured_table import print_measurements
 from flatwise.report.measurement_page import build_measurements
 from flatwise.report.page import build, build_runs
@@ -10,6 +11,7 @@ __all__ = [
     "Interval",
     "Table",
     "build",
+    "build_claims",
     "build_measurements",
     "build_runs",
     "mean_interval",
@@ -17,4 +19,5 @@ __all__ = [
     "print_measurements",
     "print_table",
     "table",
+    "verdict_lines",
 ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flatwise.report.quantities import Quantity
-from flatwise.report.statistics import Interval, mean_interval, paired_difference
+from flatwise.report.statistics import Interval, holm, mean_interval, paired_difference
 from flatwise.report.study import Arm, Study
 
 
@@ -15,7 +15,8 @@ from flatwise.report.study import Arm, Study
 class Difference:
     """`first - second` in one quantity. `values` are per seed, for the seeds where both runs have the number.
 
-    `means` are those of the two arms over the same seeds, so that they agree with the difference.
+    `means` are those of the two arms over the same seeds, so that they agree with the difference. `p` is the p-value of the
+    paired t-test, corrected by Holm's method for all differences that are looked at together; NaN without an interval.
     """
 
     first: Arm
@@ -24,6 +25,12 @@ class Difference:
     interval: Interval
     values: Sequence[float]
     means: tuple[float, float]
+    p: float = math.nan
+
+    @property
+    def stands(self) -> bool:
+        """Whether the difference is shown also when it is corrected for the number of differences."""
+        return self.p <= 1 - self.interval.level
 
     @property
     def verdict(self) -> str:
@@ -48,5 +55,6 @@ def difference(first: Arm, second: Arm, quantity: Quantity) -> Difference:
 
 def differences(study: Study, quantity: Quantity) -> list[Difference]:
     """The differences of all named pairs for which there is at least one seed."""
-    found = [difference(study.arm(a), study.arm(b), quantity) for a, b in study.pairs]
-    return [d for d in found if d.interval.n]
+    pairs = [difference(study.arm(a), study.arm(b), quantity) for a, b in study.pairs]
+    found = [d for d in pairs if d.interval.n]
+    return [replace(d, p=p) for d, p in zip(found, holm([d.interval.p for d in found]), strict=True)]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from flatwise.report.crowds import prominent
 from flatwise.report.curves import Curve, Point, axis_of, curves, wants_log
 from flatwise.report.palette import Style, transparent
 from flatwise.report.quantities import compact
@@ -130,7 +131,8 @@ def _figure(
     span = window or _span(lines, log, bounds)
     data = [trace for line in lines for trace in line_traces(line)]
     layout = base_layout(AXIS_TITLES[axis], unit, extent([line.curve for line in lines]), span, log=log)
-    layout["annotations"] = _end_labels(lines, span, log)
+    labelled = prominent(study)
+    layout["annotations"] = _end_labels([line for line in lines if line.curve.arm.name in labelled], span, log)
     return Figure(f"{study.kind}-{name}", title, caption, data, layout)
 
 

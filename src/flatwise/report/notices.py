@@ -13,10 +13,13 @@ STATUS = {
 
 
 def notices(study: Study) -> list[str]:
-    """One sentence for each run that counts in no mean, and one for each damaged file; those of the edge study too."""
-    found = [_sentence(arm.label, trial) for arm in study.arms for trial in arm.trials if trial.status in STATUS]
-    found += list(study.warnings)
-    return found + (notices(study.edge) if study.edge else [])
+    """One sentence for each run that counts in no mean, and for each damaged file; those of sections and edge study too."""
+    where = f"{study.heading}: " if study.heading else ""
+    found = [
+        where + _sentence(arm.label, trial) for arm in study.arms for trial in arm.trials if trial.status in STATUS
+    ]
+    others = [*study.sections, *filter(None, [study.edge])]
+    return list(dict.fromkeys([*found, *study.warnings, *(notice for other in others for notice in notices(other))]))
 
 
 def _sentence(label: str, trial: Trial) -> str:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from flatwise.report.chosen import choices
+from flatwise.report.crowds import prominent
 from flatwise.report.edge_figures import CEILING, EDGE, edge_figures
 from flatwise.report.edges import edge_results
-from flatwise.report.figures import loss_figure, training_figures
-from flatwise.report.forest import forest
-from flatwise.report.palette import styles
+from flatwise.report.figures import Figure, loss_figure, training_figures
+from flatwise.report.forest import Mark, forest
+from flatwise.report.palette import Style, styles
 from flatwise.report.provenance import provenance
-from flatwise.report.study import Study, read, read_runs
-from flatwise.report.tables import study_table
+from flatwise.report.study import Arm, Study, read, read_runs
+from flatwise.report.tables import Table, study_table
 from flatwise.runs import replacing
 
 MEASURED = "measurements/report.html"
@@ -44,30 +47,56 @@ def build_runs(paths: Sequence[str | Path], out: str | Path) -> Path:
     return _write(read_runs(paths), Path(out))
 
 
+@dataclass(frozen=True)
+class Part:
+    """What the page shows of a study or of one of its sections: numbers, forest plots by heading, and curves."""
+
+    table: Table
+    heading: str
+    seeds: int
+    arms: Sequence[Arm]
+    shown: Sequence[str]
+    forests: Sequence[Sequence[Mark]]
+    figures: Sequence[Figure]
+
+
 def render(study: Study, measured: str | None = None) -> str:
     """The page as text, with a link to the page `measured` about the curvature of checkpoints, if there is one."""
-    table = study_table(study)
     edge = next((part for part in (study, study.edge) if part and edge_results(part)), None)
-    chosen = styles(*filter(None, (study, study.edge)))
-    main = [] if study.kind == "edge" else training_figures(study, chosen)
+    chosen = styles(*study.parts, *filter(None, [study.edge]))
+    parts = [_part(part, i, chosen) for i, part in enumerate(study.parts)]
     panels = edge_figures(edge, chosen) if edge else []
     losses = loss_figure(edge, chosen) if edge else []
+    figures = [*(figure for part in parts for figure in part.figures), *panels, *losses]
+    others = [*study.sections, *filter(None, [study.edge])]
     return template("report.html.j2").render(
-        table=table,
+        table=study_table(study),
         measured=measured,
-        forests=[forest([row.difference for row in rows]) for _, rows in table.differences],
+        parts=parts,
+        choices=choices(study),
         styles=chosen,
         edge_style=EDGE,
         ceiling_style=CEILING,
-        arms=study.arms,
-        seeds=study.seeds,
         edge_seeds=edge.seeds if edge else 0,
-        main=main,
         panels=panels,
         losses=losses,
-        parts=[provenance(study), *([provenance(study.edge, study)] if study.edge else [])],
-        figures=script_json({figure.name: figure.plot for figure in [*main, *panels, *losses]}),
+        provenances=[provenance(study), *(provenance(other, study) for other in others)],
+        figures=script_json({figure.name: figure.plot for figure in figures}),
         plotly=plotly(),
+    )
+
+
+def _part(study: Study, place: int, chosen: Mapping[str, Style]) -> Part:
+    table = study_table(study)
+    drawn = [] if study.kind == "edge" else training_figures(study, chosen)
+    return Part(
+        table=table,
+        heading=study.heading,
+        seeds=study.seeds,
+        arms=study.arms,
+        shown=prominent(study),
+        forests=[forest([row.difference for row in rows]) for _, rows in table.differences],
+        figures=[replace(figure, name=f"{figure.name}-{place}") for figure in drawn] if place else drawn,
     )
 
 

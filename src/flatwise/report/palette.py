@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flatwise.report.crowds import prominent
 from flatwise.report.study import Arm, Study
 
 # After Okabe and Ito, with the two lightest colors darkened to stand on white as well as on black.
@@ -39,7 +40,8 @@ def styles(*studies: Study) -> dict[str, Style]:
     """
     chosen: dict[str, Style] = {}
     for study in studies:
-        for arm in study.arms:
+        first = prominent(study)  # the colors that differ most are for what is seen first
+        for arm in sorted(study.arms, key=lambda arm: first.index(arm.name) if arm.name in first else len(first)):
             used = {chosen[other.name].color for other in study.arms if other.name in chosen}
             chosen.setdefault(arm.name, Style(_color(arm, used), "dash" if arm.role == "control" else "solid"))
     return chosen

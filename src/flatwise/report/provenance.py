@@ -99,6 +99,12 @@ MEANINGS = (
         "|cos| between the eigenvector that the method keeps for itself and v₁; in the table its mean over the probes of a run.",
     ),
     (
+        "trace",
+        "Trace of the Hessian",
+        "At the end of a run, on the same samples: Hutchinson's estimate from a few random vectors, drawn by the run's seed. The "
+        "interval over seeds holds what the estimate is off by.",
+    ),
+    (
         "edge",
         "Edge",
         "The curvature above which a step on the local quadratic model grows instead of shrinking, from learning rate, rho "
@@ -106,8 +112,9 @@ MEANINGS = (
     ),
 )
 INTERVALS = (
-    "Two-sided 95 % Student t intervals over seeds. Differences are paired by seed, and each interval stands for itself: "
-    "none is corrected for looking at several pairs."
+    "Two-sided 95 % Student t intervals over seeds. Differences are paired by seed, and each interval stands for itself. p is "
+    "that of the paired t-test, corrected by Holm's method for all differences in one quantity: judging by p at most 0.05, the "
+    "chance of any false finding among them is at most 5 %."
 )
 CAVEAT = (
     "A small top eigenvalue describes the place that training has reached. It is no proof of generalization, "

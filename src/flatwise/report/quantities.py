@@ -59,17 +59,22 @@ class Quantity:
 
 TEST_ACCURACY = Quantity("test_accuracy", "Test accuracy", "%", 100.0, 1, "points", short="Accuracy (%)")
 TOP_EIGENVALUE = Quantity("top_eigenvalue", "Top eigenvalue", short="Eigenvalue")
+TRACE = Quantity("trace", "Trace of the Hessian")
+COMPARED = (TEST_ACCURACY, TOP_EIGENVALUE, TRACE)
+"""Of these the differences are judged."""
+
 QUANTITIES = (
     TEST_ACCURACY,
     TOP_EIGENVALUE,
+    TRACE,
+    Quantity("evaluations", "Gradient evaluations", decimals=0, short="Gradients"),
+    Quantity("seconds", "Training time", "s", decimals=1, short="Time (s)"),
     Quantity(
         "mean_alignment_displacement", "Alignment of the displacement with\u00a0v₁", decimals=2, short="Alignment"
     ),
     Quantity("mean_alignment_tracked", "Alignment of the tracked vector with\u00a0v₁", decimals=2),
     Quantity("mean_displacement_norm", "Displacement norm"),
     Quantity("train_loss", "Training loss"),
-    Quantity("evaluations", "Gradient evaluations", decimals=0, short="Gradients"),
-    Quantity("seconds", "Training time", "s", decimals=1, short="Time (s)"),
 )
 
 
@@ -84,6 +89,13 @@ def plain(value: float, decimals: int) -> str:
 def signed(text: str) -> str:
     """The text of a difference, with a plus where it is positive."""
     return text if text.startswith(MINUS) or not any(digit in text for digit in "123456789") else f"+{text}"
+
+
+def p_value(p: float) -> str:
+    """A p-value with two decimals, or two significant digits where it is small; empty when it is NaN."""
+    if math.isnan(p):
+        return ""
+    return "< 0.0001" if p < 1e-4 else plain(p, 2 if p >= 0.1 else significant(p, 2) if p < 0.01 else 3)
 
 
 def ratios(*values: float) -> list[str]:

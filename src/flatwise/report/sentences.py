@@ -4,26 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from flatwise.report.crowds import crowd_sentences
 from flatwise.report.differences import Difference, differences
 from flatwise.report.edges import EdgeRatio, EdgeResult, edge_results, is_gd_edge
-from flatwise.report.quantities import TEST_ACCURACY, TOP_EIGENVALUE, Quantity, ratios
+from flatwise.report.quantities import COMPARED, TEST_ACCURACY, TOP_EIGENVALUE, TRACE, Quantity, ratios
 from flatwise.report.statistics import Interval, mean_interval
 from flatwise.report.study import Arm, Study
 
-NAMES = {TEST_ACCURACY.key: "test accuracy", TOP_EIGENVALUE.key: "the top Hessian eigenvalue"}
+NAMES = {
+    TEST_ACCURACY.key: "test accuracy",
+    TOP_EIGENVALUE.key: "the top Hessian eigenvalue",
+    TRACE.key: "the trace of the Hessian",
+}
 INTERVAL = "interval"
 
 
 def summary(study: Study) -> list[str]:
-    """One sentence on the test accuracy, one on the top eigenvalue, and one on the edge, as far as they were measured."""
-    found = [] if study.kind == "edge" else _comparison(study)
+    """A sentence on each of test accuracy, top eigenvalue, trace and edge, as far as they were measured.
+
+    A study with sections has those of each of them, after its heading. A crowd of arms has one for each reference, and none on
+    the trace, which goes with the top eigenvalue.
+    """
+    found = [sentence for part in study.parts if part.kind != "edge" for sentence in _under_heading(part)]
     found += [sentence for part in (study, study.edge) if part for sentence in _edge(part)]
     return found or ["No run has finished, so there is nothing to compare yet."]
 
 
+def _under_heading(study: Study) -> list[str]:
+    found = _comparison(study)
+    return [f"{study.heading}: {found[0][:1].lower()}{found[0][1:]}", *found[1:]] if study.heading and found else found
+
+
 def _comparison(study: Study) -> list[str]:
-    quantities = (TEST_ACCURACY, TOP_EIGENVALUE)
-    sentences = [_sentence(differences(study, q)) if study.pairs else _levels(study.arms, q) for q in quantities]
+    if study.is_crowded:
+        return [text for q in COMPARED[:2] for text in crowd_sentences(differences(study, q), NAMES[q.key])]
+    sentences = [_sentence(differences(study, q)) if study.pairs else _levels(study.arms, q) for q in COMPARED]
     return [sentence for sentence in sentences if sentence]
 
 

@@ -40,6 +40,16 @@ class Interval:
             return "unclear"
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "unclear"
 
+    @property
+    def p(self) -> float:
+        """The p-value of the two-sided t-test that the mean is zero; 1 where the values do not differ, NaN for fewer than two."""
+        if self.low is None or self.high is None:
+            return math.nan
+        if self.degenerate:
+            return 1.0
+        error = (self.high - self.low) / 2 / t_quantile(0.5 + self.level / 2, self.n - 1)
+        return 1 - _probability_within(math.atan(abs(self.mean) / error / math.sqrt(self.n - 1)), self.n - 1)
+
     def negated(self) -> Interval:
         """The interval of the difference taken the other way round."""
         low, high = (None if end is None else -end for end in (self.high, self.low))
@@ -81,6 +91,20 @@ def paired_difference(a: Sequence[float], b: Sequence[float], level: float = 0.9
     if len(a) != len(b):
         raise ValueError(f"paired values must come in pairs, got {len(a)} and {len(b)}; give NaN where one is missing")
     return mean_interval([x - y for x, y in zip(a, b)], level)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number by Holm's method: judging by them, the chance of any false finding stays at the level.
+
+    Args:
+        values: p-values of one family of tests; NaN, where there was no test, stays NaN and does not count.
+    """
+    order = sorted((p, i) for i, p in enumerate(values) if not math.isnan(p))
+    corrected, largest = [math.nan] * len(values), 0.0
+    for rank, (p, i) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(order) - rank)))
+        corrected[i] = largest
+    return corrected
 
 
 def geometric_interval(values: Iterable[float], level: float = 0.95) -> Interval:

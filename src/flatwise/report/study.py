@@ -25,6 +25,9 @@ METHOD_LABELS = {
     "reverse-sam": "Reverse-SAM",
     "gradient-norm": "Gradient norm",
 }
+MANY = 8
+"""More differences than that are a crowd."""
+
 # Where a run was written and whether it was resumed are no settings of the experiment.
 BOOKKEEPING = frozenset({"seed", "out", "path", "name", "resume", "command"})
 
@@ -75,7 +78,20 @@ class Arm:
 
 @dataclass(frozen=True)
 class Study:
-    """Arms to compare. `kind` is "comparison" or "edge"; `pairs` are names of arms whose difference is of interest."""
+    """Arms to compare.
+
+    Attributes:
+        title: of the page.
+        kind: "comparison" or "edge".
+        command: that makes it again.
+        arms: in the order of tables.
+        pairs: names of arms whose difference is of interest.
+        edge: a study of the edge of stability that belongs to it.
+        warnings: about files that could not be read whole.
+        heading: what sets it apart from the other sections of the page; may be empty.
+        sections: studies of the same arms under other circumstances.
+        tuning: how the arms' hyper-parameters were chosen, as `comparison.json` says it.
+    """
 
     title: str
     kind: str
@@ -84,6 +100,9 @@ class Study:
     pairs: Sequence[tuple[str, str]] = ()
     edge: Study | None = None
     warnings: Sequence[str] = ()
+    heading: str = ""
+    sections: Sequence[Study] = ()
+    tuning: Record | None = None
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
@@ -98,6 +117,16 @@ class Study:
     def trials(self) -> list[Trial]:
         """All runs of all arms."""
         return [trial for arm in self.arms for trial in arm.trials]
+
+    @property
+    def parts(self) -> list[Study]:
+        """The study itself and its sections."""
+        return [self, *self.sections]
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether there are too many differences to say each of them in a sentence."""
+        return len(self.pairs) > MANY
 
 
 def number(record: Record, key: str) -> float:
@@ -155,6 +184,9 @@ def _read_comparison(folder: Path) -> Study:
         pairs=_pairs(plan, [arm.name for arm in arms]),
         edge=_read_comparison(edge) if edge and (edge / "comparison.json").is_file() else None,
         warnings=messages,
+        heading=str(plan.get("heading") or ""),
+        sections=[_read_comparison(folder / str(name)) for name in plan.get("sections") or []],
+        tuning=plan.get("tuning"),
     )
 
 

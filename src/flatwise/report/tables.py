@@ -11,16 +11,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from flatwise.report.crowds import by_reference
 from flatwise.report.differences import Difference, differences
 from flatwise.report.edges import EdgeRatio, EdgeResult, edge_results
 from flatwise.report.notices import notices
 from flatwise.report.quantities import (
+    COMPARED,
     MINUS,
     MISSING,
     QUANTITIES,
-    TEST_ACCURACY,
-    TOP_EIGENVALUE,
     Quantity,
+    p_value,
     ratios,
     signed,
 )
@@ -51,12 +52,13 @@ class Row:
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """One pair in one quantity: the labels, the difference as shown, what it shows, and the numbers themselves."""
+    """One pair in one quantity: the labels, the difference as shown, what it shows, its corrected p, and the numbers."""
 
     first: str
     second: str
     cell: Cell
     verdict: str
+    p: str
     difference: Difference
 
 
@@ -107,8 +109,8 @@ def study_table(study: Study) -> Table:
     ]  # the test accuracy, which comes first, is not what an edge is about
     columns = [q for q in quantities if any(mean_interval(arm.by_seed(q.key).values()).n for arm in study.arms)]
     rows = [_row(arm, columns) for arm in study.arms]
-    compared = () if study.kind == "edge" else (TEST_ACCURACY, TOP_EIGENVALUE)
-    pairs = [(q.heading, _difference_rows(study, q)) for q in compared]
+    compared = () if study.kind == "edge" else COMPARED
+    pairs = [group for q in compared for group in _difference_groups(study, q)]
     results = [result for part in (study, study.edge) if part for result in edge_results(part)]
     edges = [_edge_row(result, found) for result in results for found in result.ratios]
     return Table(study.title, summary(study), columns, rows, [p for p in pairs if p[1]], edges, notices(study))
@@ -145,14 +147,21 @@ def _difference_note(interval: Interval) -> str:
 WORDS = {"higher": "higher", "lower": "lower", "unclear": "no difference shown", "one seed": "one seed, no interval"}
 
 
-def _difference_rows(study: Study, quantity: Quantity) -> list[DifferenceRow]:
-    return [_difference_row(d) for d in differences(study, quantity)]
+def _difference_groups(study: Study, quantity: Quantity) -> list[tuple[str, list[DifferenceRow]]]:
+    """The rows by heading: those of a crowd by the arm that the others are compared with."""
+    found = differences(study, quantity)
+    if not study.is_crowded:
+        return [(quantity.heading, [_difference_row(d) for d in found])]
+    return [
+        (f"{quantity.heading} against {arm.label}", [_difference_row(d) for d in group])
+        for arm, group in by_reference(found)
+    ]
 
 
 def _difference_row(d: Difference) -> DifferenceRow:
     text = f"{signed(d.quantity.text(d.interval))} {d.quantity.difference_unit}".strip()
     cell = Cell(text, d.quantity.range(d.interval), _difference_note(d.interval))
-    return DifferenceRow(d.first.label, d.second.label, cell, WORDS[d.verdict], d)
+    return DifferenceRow(d.first.label, d.second.label, cell, WORDS[d.verdict], p_value(d.p), d)
 
 
 def _edge_row(result: EdgeResult, found: EdgeRatio) -> EdgeRow:
@@ -168,16 +177,24 @@ WIDE = 130  # columns of a terminal from which on all quantities are shown
 
 
 def print_table(folder: str | Path, console: Console) -> None:
-    """Print the table of a folder, the sentences that go with it, and what went wrong in its runs."""
-    found = table(folder)
-    if found.columns:
-        console.print(_arms_table(found, wide=console.width >= WIDE))
-    for heading, rows in found.differences:
-        console.print(_differences_table(heading, rows))
+    """Print the tables of a folder and of its sections, the sentences that go with them, and what went wrong in its runs."""
+    study = read(folder)
+    found = study_table(study)
+    for part in study.parts:
+        _print_part(study_table(part), part.heading, console)
     if found.edges:
         console.print(_edges_table(found.edges))
     for sentence in [*found.summary, *found.notes]:
         console.print(sentence, "", sep="\n", markup=False, highlight=False)
+
+
+def _print_part(found: Table, heading: str, console: Console) -> None:
+    if heading:
+        console.print(f"\n[bold]{escape(heading)}[/bold]")
+    if found.columns:
+        console.print(_arms_table(found, wide=console.width >= WIDE))
+    for title, rows in found.differences:
+        console.print(_differences_table(title, rows))
 
 
 def _arms_table(found: Table, *, wide: bool) -> RichTable:
@@ -189,10 +206,10 @@ def _arms_table(found: Table, *, wide: bool) -> RichTable:
 
 
 def _differences_table(heading: str, rows: Sequence[DifferenceRow]) -> RichTable:
-    grid = _grid(f"{heading}, paired differences over seeds", "Pair", "Difference", "95 % interval", "")
+    grid = _grid(f"{heading}, paired differences over seeds", "Pair", "Difference", "95 % interval", "p", "")
     for row in rows:
         difference = "\n".join(filter(None, (row.cell.text, row.cell.note)))
-        grid.add_row(escape(f"{row.first} {MINUS} {row.second}"), difference, row.cell.range, row.verdict)
+        grid.add_row(escape(f"{row.first} {MINUS} {row.second}"), difference, row.cell.range, row.p, row.verdict)
     return grid
 
 

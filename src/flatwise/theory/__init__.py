@@ -14,6 +14,7 @@ from flatwise.theory.sde import SDE as SDE
 from flatwise.theory.sde import sam_sde as sam_sde
 from flatwise.theory.sde import sgd_sde as sgd_sde
 from flatwise.theory.simulation import SCHEMES as SCHEMES
+from flatwise.theory.simulation import Observe as Observe
 from flatwise.theory.simulation import Paths as Paths
 from flatwise.theory.simulation import Scheme as Scheme
 from flatwise.theory.simulation import discrete as discrete

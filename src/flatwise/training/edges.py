@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flatwise import theory
+from flatwise.training import hyper
 from flatwise.training.config import TrainConfig
 
 
@@ -36,13 +37,15 @@ def is_derived(config: TrainConfig, *, full_batch: bool, mode_matters: bool) -> 
     """Whether an edge is derived for this run.
 
     It needs the full batch, measured as it is trained on: all samples, no augmentation, float32, a model that computes the same
-    in training and in evaluation mode; and plain SGD without weight decay. With momentum only gradient descent's is drawn: SAM
-    then settles in cycles well below its edge (see `theory.sam_edge`), which is no line to follow.
+    in training and in evaluation mode; plain SGD without weight decay; and a single ascent on the whole batch. With momentum
+    only gradient descent's is drawn: SAM then settles in cycles well below its edge (see `theory.sam_edge`), which is no line
+    to follow.
     """
     as_trained = full_batch and config.probe_samples is None and not config.augment and not mode_matters
     plain = config.optimizer == "sgd" and config.weight_decay == 0 and config.precision == "float32"
     with_momentum = bool(config.momentum) and config.method != "sgd"
-    return as_trained and plain and config.method in _EDGES and not with_momentum and config.parts is None
+    once = config.parts is None and hyper.for_method(config.hyper, config.method).get("ascents", 1) == 1
+    return as_trained and plain and config.method in _EDGES and not with_momentum and once
 
 
 def edges(config: TrainConfig, lr: float, rho: float | None, gradient_norm: float, alignment: float) -> dict[str, Any]:

@@ -6,35 +6,37 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from flatwise import vectors as V
-from flatwise.optim import SharpnessAware
+from flatwise.optim.passes import Pass
 from flatwise.runs import Run, environment
 from flatwise.tasks import Task, load_data
-from flatwise.training.batches import Batches, chunks, part_of
+from flatwise.training.batches import Batches
 from flatwise.training.claim import claimed
 from flatwise.training.config import TrainConfig
 from flatwise.training.interruption import Interrupted, Interruption
 from flatwise.training.mirrors import Mirror, Mirrors
-from flatwise.training.probes import Probe
+from flatwise.training.probes import Measurement, Probe
 from flatwise.training.progress import step_progress
 from flatwise.training.schedule import Schedule
 from flatwise.training.session import Session
 from flatwise.training.setup import (
+    affordable,
     build_loss,
-    build_losses,
     build_method,
     build_network,
     build_optimizer,
-    mean_cost,
     resolved,
 )
+from flatwise.training.stepping import Stepping
 from flatwise.training.tally import Tally
 from flatwise.training.validation import Batch, held_out
+from flatwise.vectors import Vector
 
 Progress = Callable[[int, int], None]
 
@@ -66,7 +68,7 @@ def train(
         Interrupted: after Ctrl-C, once a checkpoint is written.
     """
     config, following = resolved(config), Mirrors(mirrors)
-    with _surroundings(config), _shown(progress) as show:
+    with surroundings(config), _shown(progress) as show:
         return _train(config, Path(out), show, following)
 
 
@@ -74,12 +76,12 @@ def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors)
     # Data, initial weights and the order of everything hang on the seed alone.
     task, validation = load_split(config)
     model = build_network(config, task)
-    losses_of = build_losses(config)
     batches = Batches(task, config.batch_size, config.seed)
-    schedule = Schedule(config, batches.per_epoch, mean_cost(config))
+    schedule = Schedule(config, batches.per_epoch, affordable(config))
     probe = Probe(config, task, model, build_loss(config), full_batch=batches.is_full, validation=validation)
     method = build_method(config, schedule.total, probe.objective)
     optimizer = build_optimizer(config, model, method, schedule.rho_factor)
+    stepping = Stepping(config, model, optimizer)
 
     # The folder is the run: what is in it already is continued, not repeated.
     run = Run.create(out, config.to_dict(), environment(config.command(out)))
@@ -101,18 +103,8 @@ def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors)
 
             # One step: the method asks for the loss here and there, then the base optimizer moves.
             started = time.perf_counter()
-            _set_lr(optimizer, lr)
-            inputs, targets = batches.at(step)
-            parts = None if config.parts is None else min(config.parts, len(targets))
-            for p in optimizer.passes(parts=parts, each=parts is not None):
-                if measurement and not p.at_weights and not p.is_probe:
-                    measurement.align("displacement", session.displacement(before))
-                for x, y in chunks(*part_of(inputs, targets, parts, p.part)):
-                    with _autocast(config):
-                        losses = p.chosen(losses_of(model(x), y))
-                    p.backward(losses.mean(), weight=len(losses))
-            optimizer.step()
-            session.count(time.perf_counter() - started, rho, parts or 1)
+            stepping.take(*batches.at(step), lr, partial(_look, session, measurement, before))
+            session.count(time.perf_counter() - started, rho, config.parts or 1)
 
             # Write down what was measured.
             if measurement:
@@ -134,6 +126,12 @@ def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors)
         lr = schedule.lr(step, session.spent)
         rho = schedule.rho(session.taken(step), lr)
         return session.finished(step, step / batches.per_epoch, probe.measure(lr, rho, step, last=True))
+
+
+def _look(session: Session, measurement: Measurement | None, before: Vector, p: Pass) -> None:
+    """Take down where a pass has displaced the weights to, at the steps that are measured."""
+    if measurement and not p.at_weights and not p.is_probe:
+        measurement.align("displacement", session.displacement(before))
 
 
 def load_split(config: TrainConfig) -> tuple[Task, Batch | None]:
@@ -169,7 +167,7 @@ def _channels_last(inputs: Tensor) -> Tensor:
 
 
 @contextmanager
-def _surroundings(config: TrainConfig) -> Generator[None]:
+def surroundings(config: TrainConfig) -> Generator[None]:
     """Threads and torch's random state are the run's own meanwhile, and the caller's again afterwards."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
@@ -185,12 +183,3 @@ def _shown(progress: Progress | bool | None) -> AbstractContextManager[Progress]
     if progress is True:
         return step_progress()
     return nullcontext(progress or (lambda _step, _total: None))
-
-
-def _autocast(config: TrainConfig) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16")
-
-
-def _set_lr(optimizer: SharpnessAware, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr

@@ -28,25 +28,27 @@ class Schedule:
     Attributes:
         config: resolved.
         per_epoch: steps per epoch.
-        cost: gradient evaluations per step, in the mean over the run; None where that depends on the data.
+        affordable: the steps that the budget pays for; None without a budget, or where that depends on the data.
     """
 
     config: TrainConfig
     per_epoch: int
-    cost: float | None = 1.0
+    affordable: int | None = None
 
     @property
     def total(self) -> int:
         """The number of steps; the most there can be where the cost of a step depends on the data."""
-        if (budget := self.config.evaluations) is not None:
-            return max(1, math.floor(budget / (self.cost or 1.0)))
-        return self.config.steps or (self.config.epochs or 0) * self.per_epoch
+        given = self.affordable or self.config.evaluations or self.config.steps
+        return given or (self.config.epochs or 0) * self.per_epoch
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the number of steps is not known before."""
+        return self.config.evaluations is not None and self.affordable is None
 
     def position(self, step: int, spent: float) -> tuple[int, int]:
         """How far a run is after so many steps and evaluations, and how far it goes: in steps, or in evaluations."""
-        if self.config.evaluations is None or self.cost is not None:
-            return step, self.total
-        return min(int(spent), self.config.evaluations), self.config.evaluations
+        return (min(int(spent), self.total), self.total) if self.is_open else (step, self.total)
 
     def over(self, step: int, spent: float) -> bool:
         """Whether a run ends after so many steps and evaluations."""

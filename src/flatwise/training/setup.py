@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from flatwise import methods
-from flatwise.methods import Method
+from flatwise.curvature import eigenspace
+from flatwise.methods import Dialogue, Method
 from flatwise.objective import Objective
 from flatwise.optim import SharpnessAware
 from flatwise.optim.schedules import RhoSchedule
@@ -53,7 +55,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
     )
 
 
-def build_method(config: TrainConfig, steps: int = 1, objective: Objective | None = None) -> Method:
+def build_method(config: TrainConfig, steps: int = 1, objective: Objective | None = None) -> Dialogue:
     """The method with the hyper-parameters that were given.
 
     Args:
@@ -67,8 +69,6 @@ def build_method(config: TrainConfig, steps: int = 1, objective: Objective | Non
     method = methods.by_name(config.method, **_in_steps(config, values_of(config), steps))
     if objective is None or "subspace" not in method.needs:
         return method
-    from flatwise.curvature import eigenspace
-
     return replace(cast(Any, method), subspace=eigenspace(objective))
 
 
@@ -121,7 +121,7 @@ def is_share(method: str, name: str, value: Value | None) -> bool:
     return counts and isinstance(value, float) and 0 <= value <= 1
 
 
-def _check_parts(config: TrainConfig, method: Method) -> None:
+def _check_parts(config: TrainConfig, method: Dialogue) -> None:
     if config.parts is None:
         return
     if not takes_parts(method):
@@ -130,31 +130,25 @@ def _check_parts(config: TrainConfig, method: Method) -> None:
         raise ValueError(f"a batch of {config.batch_size} samples cannot be split into parts {config.parts}")
 
 
-def takes_parts(method: Method) -> bool:
+def takes_parts(method: Dialogue) -> bool:
     """Whether a dialogue for each part of the batch is another step than one for the whole.
 
     It is where the method asks for several evaluations, the same number for every part.
     """
-    return not method.adaptive and cost_of(method) != 1
+    return not method.adaptive and method.cost != 1
 
 
-def cost_of(method: Method) -> float | None:
-    """Gradient evaluations per step as the method declares them; None where they depend on the data."""
-    return getattr(method, "cost", None)
+def evaluations_in(config: TrainConfig, steps: int) -> float | None:
+    """Gradient evaluations in a run of so many steps, as the method declares them; None where they depend on the data."""
+    return build_method(config, steps).evaluations(steps)
 
 
-def mean_cost(config: TrainConfig) -> float | None:
-    """Gradient evaluations per step in the mean over a run with these settings; None where they depend on the data.
-
-    A method that takes its turn for a share of the run costs one evaluation for the rest of it.
-    """
-    cost, values = cost_of(build_method(config)), values_of(config)
-    start, stop = (values.get(name) for name in ("start", "stop"))
-    if cost is not None or not is_share(config.method, "start", start) or isinstance(stop, int):
-        return cost
-    turn = cost_of(methods.by_name(config.method, **values | {"start": 0, "stop": None}))
-    share = (1.0 if stop is None else cast(float, stop)) - cast(float, start)
-    return None if turn is None else 1 + (turn - 1) * share
+def affordable(config: TrainConfig) -> int | None:
+    """The steps that the budget of evaluations pays for, at least one; None without a budget, or where it is not known before."""
+    budget = config.evaluations
+    if budget is None or evaluations_in(config, budget) is None:
+        return None
+    return max(1, bisect_right(range(1, budget + 1), budget, key=lambda steps: evaluations_in(config, steps) or 0.0))
 
 
 def _is_written(config: TrainConfig, name: str, value: Value) -> bool:
@@ -170,7 +164,7 @@ def _check_rho_schedule(config: TrainConfig, method: Method) -> None:
         raise ValueError(f"{useless} method {config.method}, which has no rho; leave it out")
     if not getattr(method, "rho", 0):
         raise ValueError(f"{useless} rho 0; leave it out")
-    if config.evaluations and cost_of(method) is None and config.rho_schedule != "learning-rate":
+    if config.evaluations and affordable(config) is None and config.rho_schedule != "learning-rate":
         raise ValueError(
             f"rho_schedule {config.rho_schedule} needs the number of steps, which is not known before where the cost of "
             f"{config.method} depends on the data; give steps in place of evaluations, or rho_schedule learning-rate"

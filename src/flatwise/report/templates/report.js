@@ -2,7 +2,8 @@
   "use strict";
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const canvases = [...document.querySelectorAll("[data-figure]")];
-  const hidden = new Set();
+  const buttons = [...document.querySelectorAll("[data-arm]")];
+  const hidden = new Set(buttons.filter((b) => b.getAttribute("aria-pressed") === "false").map((b) => b.dataset.arm));
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const touch = matchMedia("(pointer: coarse)").matches;
   const config = {
@@ -43,16 +44,16 @@
 
   const draw = (canvas) => {
     const figure = figures[canvas.dataset.figure];
-    const absent = canvas.closest("#training") ? hidden : new Set();
+    const absent = canvas.closest(".training") ? hidden : new Set();
     return Plotly.react(canvas, ...dressed(figure, canvas.clientWidth, canvas.clientHeight, absent), config);
   };
   const drawAll = () => Promise.all(canvases.map(draw));
 
-  for (const button of document.querySelectorAll("[data-arm]")) {
+  for (const button of buttons) {
     button.addEventListener("click", () => {
       const arm = button.dataset.arm;
       if (!hidden.delete(arm)) hidden.add(arm);
-      button.setAttribute("aria-pressed", String(!hidden.has(arm)));
+      for (const b of buttons) if (b.dataset.arm === arm) b.setAttribute("aria-pressed", String(!hidden.has(arm)));
       drawAll();
     });
   }

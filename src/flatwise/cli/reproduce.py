@@ -1,0 +1,94 @@
+"""`flatwise reproduce`: published claims, tried and judged over seeds."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from flatwise.processes import cores
+
+if TYPE_CHECKING:
+    from flatwise.experiments.claims.carrying import Trial
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Try published claims over seeds, and say whether they are confirmed at this scale; the same command continues.
+
+    A later command with more seeds adds them to those that are there.
+    """
+
+    claims: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The claims by name: `flatwise list claims` shows them."""
+
+    all: Annotated[bool, tyro.conf.arg(name="all")] = False
+    """All of them."""
+
+    scale: Literal["smoke", "small", "paper"] = "small"
+    """small: for two CPU cores; paper: as published; smoke: whether it runs, which decides nothing."""
+
+    seeds: int | None = None
+    """How many seeds: 0, 1, 2 ...; default: the claim's."""
+
+    workers: int | None = None
+    """Processes at a time; default: one per core."""
+
+    dry_run: bool = False
+    """Only say what it would take, from the first seconds of a part of each claim."""
+
+    out: Path = Path("claims")
+    """The folder of all claims."""
+
+    def run(self, words: Sequence[str]) -> int:
+        """Measure, judge, print the verdicts and write the report."""
+        trials = self._trials()
+        workers = self.workers or cores()
+        if self.dry_run:
+            return _forecast(trials, workers)
+        from flatwise import report
+        from flatwise.experiments.claims.carrying import reproduce
+
+        files, failures = reproduce(trials, workers, shlex.join(["flatwise", *words]))
+        for name, reason in failures.items():
+            print(f"flatwise: {name} failed: {reason}", file=sys.stderr)
+        for line in report.verdict_lines(files):
+            print(line)
+        if files:
+            print(f"report: {report.build_claims(files, self.out / 'report.html')}")
+        return 1 if failures else 0
+
+    def _trials(self) -> list[Trial]:
+        from flatwise.experiments.claims.carrying import Trial
+        from flatwise.experiments.claims.listed import CLAIMS, claim_by_name
+
+        for number, name in ((self.seeds, "seeds"), (self.workers, "workers")):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} must be at least 1, not {number}")
+        if bool(self.claims) == self.all:
+            raise ValueError("name the claims to reproduce, or say --all; `flatwise list claims` shows them")
+        chosen = [claim_by_name(name) for name in dict.fromkeys(self.claims)] or list(CLAIMS.values())
+        for claim in chosen:
+            claim.preset(self.scale)
+        return [Trial(claim, self.scale, self.seeds or claim.seeds[self.scale], self.out) for claim in chosen]
+
+
+def _forecast(trials: Sequence[Trial], workers: int) -> int:
+    """Say what each claim takes, going by the first seconds of its first part that is missing."""
+    from flatwise.measurements.cost import duration
+
+    total = 0.0
+    for trial in trials:
+        missing = [unit for unit in trial.units() if not unit.done()]
+        seconds = missing[0].seconds() * len(missing) if missing else 0.0
+        total += seconds
+        print(f"{trial.claim.name}: {len(missing)} parts to measure, {duration(seconds)} of work")
+    print(
+        f"in sum {duration(total)} of work, {duration(total / workers)} on {workers} processes; nothing was kept"
+    )
+    return 0

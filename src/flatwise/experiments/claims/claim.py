@@ -1,0 +1,127 @@
+"""A published statement, with the experiment and the test that decide it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from flatwise.processes import Progress
+
+Values: TypeAlias = dict[str, Any]
+"""JSON values by name."""
+
+Measure: TypeAlias = Callable[[Values, Values, int, Path, Progress], Values]
+"""From the parameters, a cell, a seed, a folder to work in and whom to tell about progress, to what was measured."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One number over seeds, and where it must lie for the statement to hold.
+
+    Attributes:
+        name: short, for a table.
+        meaning: what the number is, in a sentence.
+        values: one for each seed.
+        least: it must be at least that; None: no bound.
+        most: it must be at most that; None: no bound.
+        decisive: whether it decides the claim, or only accompanies it.
+    """
+
+    name: str
+    meaning: str
+    values: Sequence[float]
+    least: float | None = None
+    most: float | None = None
+    decisive: bool = True
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of a panel, with a band around it where there are several seeds.
+
+    Attributes:
+        label: of the legend.
+        x: where.
+        y: means.
+        low: of the band; empty: none.
+        high: of the band.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure with some lines.
+
+    Attributes:
+        title: what is drawn.
+        x: of the horizontal axis.
+        y: of the vertical axis.
+        lines: the curves.
+        log: which axes are logarithmic: "", "x", "y" or "xy".
+    """
+
+    title: str
+    x: str
+    y: str
+    lines: Sequence[Line]
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the measured numbers say.
+
+    Attributes:
+        criteria: that decide.
+        panels: to look at.
+        notes: what has to be known to read them, in sentences.
+    """
+
+    criteria: Sequence[Criterion]
+    panels: Sequence[Panel] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement, how it is tried, and what decides it.
+
+    Attributes:
+        name: of the command line.
+        statement: what is claimed, in a sentence.
+        source: the paper, with its arXiv number; or "derived here".
+        protocol: how it is tried, in sentences, fixed before it is run.
+        scales: the parameters of each scale by name.
+        seeds: how many, by scale.
+        cells: from the parameters to the parts that each seed has; each a small dict of JSON values.
+        measure: does the work of a cell with a seed.
+        judge: from the parameters and, for each seed, the measured values of all cells, to the outcome.
+    """
+
+    name: str
+    statement: str
+    source: str
+    protocol: str
+    scales: Mapping[str, Values]
+    seeds: Mapping[str, int]
+    measure: Measure
+    judge: Callable[[Values, Sequence[Sequence[Values]]], Outcome]
+    cells: Callable[[Values], Sequence[Values]] = field(default=lambda preset: [{}])
+
+    def preset(self, scale: str) -> Values:
+        """The parameters of a scale.
+
+        Raises:
+            ValueError: the claim has no such scale.
+        """
+        if scale not in self.scales:
+            raise ValueError(f"{self.name} has no scale {scale!r}; there is {', '.join(self.scales)}")
+        return dict(self.scales[scale])

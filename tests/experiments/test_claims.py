@@ -1,0 +1,153 @@
+"""Claims: their parts kept one by one, more seeds added, verdicts written down and shown."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from flatwise import report
+from flatwise.cli.main import main
+from flatwise.experiments.claims.carrying import Trial
+from flatwise.experiments.claims.claim import Claim, Criterion, Line, Outcome, Panel
+from flatwise.experiments.claims.listed import CLAIMS, claim_by_name
+from flatwise.experiments.claims.units import units_of
+from flatwise.runs import RunError, write_json
+
+
+def measure(preset, cell, seed, folder, progress):
+    """The error of the rectangle rule for the sine, from a random-looking shift."""
+    del folder
+    errors = []
+    for i, n in enumerate(preset["sizes"]):
+        shift = math.sin(seed + cell["k"]) / 4 + 0.5
+        area = sum(math.sin((j + shift) * math.pi / n) for j in range(n)) * math.pi / n
+        errors.append(abs(area - 2))
+        progress(i + 1, len(preset["sizes"]))
+    return {"errors": errors}
+
+
+def judge(preset, seeds):
+    fall = [cells[0]["errors"][-1] / cells[0]["errors"][0] for cells in seeds]
+    line = Line("error", preset["sizes"], seeds[0][0]["errors"])
+    return Outcome(
+        [Criterion("fall", "From the first size to the last.", fall, None, 0.2)], [Panel("e", "n", "e", [line])]
+    )
+
+
+CLAIM = Claim(
+    name="rectangles",
+    statement="More rectangles are better.",
+    source="a test",
+    protocol="As it stands.",
+    scales={"small": {"sizes": [4, 8, 16]}},
+    seeds={"small": 3},
+    measure=measure,
+    judge=judge,
+    cells=lambda preset: [{"k": 0}, {"k": 1}],
+)
+
+
+def made(trial):
+    """The parts of a trial measured here, as its processes would."""
+    for unit in trial.units():
+        if not unit.done():
+            settings = unit.settings()
+            found = CLAIM.measure(settings["preset"], settings["cell"], unit.seed, unit.place, lambda done, total: None)
+            unit.place.parent.mkdir(parents=True, exist_ok=True)
+            write_json(unit.place, {"settings": json.loads(json.dumps(settings)), "measured": found})
+    return trial.conclude("flatwise reproduce rectangles")
+
+
+def test_what_the_seeds_say_is_written_down(tmp_path):
+    found = json.loads(made(Trial(CLAIM, "small", 3, tmp_path)).read_text())
+    assert found["seeds"] == [0, 1, 2]
+    assert len(found["criteria"][0]["values"]) == 3
+    assert found["preset"] == {"sizes": [4, 8, 16]}
+
+
+def test_a_later_call_adds_seeds(tmp_path):
+    first = made(Trial(CLAIM, "small", 2, tmp_path))
+    known = (first.parent / "seed-0" / "cell-0.json").stat().st_mtime_ns
+    more = Trial(CLAIM, "small", 4, tmp_path)
+    assert sum(not unit.done() for unit in more.units()) == 4
+    assert json.loads(made(more).read_text())["seeds"] == [0, 1, 2, 3]
+    assert (first.parent / "seed-0" / "cell-0.json").stat().st_mtime_ns == known
+
+
+def test_a_seed_with_a_part_missing_does_not_count(tmp_path):
+    trial = Trial(CLAIM, "small", 3, tmp_path)
+    made(trial)
+    (trial.folder / "seed-1" / "cell-1.json").unlink()
+    assert json.loads(trial.conclude("").read_text())["seeds"] == [0, 2]
+
+
+def test_without_a_complete_seed_nothing_is_concluded(tmp_path):
+    with pytest.raises(ValueError, match="no seed of rectangles is complete"):
+        Trial(CLAIM, "small", 3, tmp_path).conclude("")
+
+
+def test_numbers_of_other_settings_are_not_taken_for_these(tmp_path):
+    made(Trial(CLAIM, "small", 1, tmp_path))
+    other = replace(CLAIM, scales={"small": {"sizes": [4, 8]}})
+    with pytest.raises(RunError, match="other settings"):
+        Trial(other, "small", 1, tmp_path).units()[0].done()
+
+
+def test_the_time_is_known_from_the_beginning(tmp_path):
+    unit = units_of(CLAIM, "small", 1, tmp_path)[0]
+    assert 0 < unit.seconds() < 60
+    assert not unit.place.exists()
+
+
+def test_the_page_shows_verdict_numbers_and_protocol(tmp_path):
+    page = report.build_claims([made(Trial(CLAIM, "small", 3, tmp_path))], tmp_path / "report.html").read_text()
+    for text in ("rectangles: confirmed", "More rectangles are better.", "As it stands.", "at most 0.200", "sizes"):
+        assert text in page
+    assert "flatwise reproduce rectangles" in page
+
+
+def test_a_line_says_the_verdict(tmp_path):
+    (line,) = report.verdict_lines([made(Trial(CLAIM, "small", 3, tmp_path))])
+    assert line.startswith("rectangles (small, 3 seeds): confirmed. fall ")
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
+def test_every_claim_is_fully_described(claim):
+    assert {"smoke", "small", "paper"} <= claim.scales.keys() == claim.seeds.keys()
+    assert all(len(text) > 20 for text in (claim.statement, claim.source, claim.protocol))
+    assert all(json.loads(json.dumps(preset)) == preset for preset in claim.scales.values())
+    assert claim_by_name(claim.name) is claim
+
+
+def flatwise(*words):
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    return end.value.code
+
+
+def test_one_command_reproduces_and_the_same_again_only_reads(tmp_path, capsys):
+    words = ["reproduce", "third-order-sde", "--scale", "smoke", "--seeds", 1, "--workers", 1, "--out", tmp_path]
+    assert flatwise(*words) == 0
+    assert "third-order-sde (smoke, 1 seeds): undecided" in capsys.readouterr().out
+    part = tmp_path / "third-order-sde" / "smoke" / "seed-0" / "cell-0.json"
+    known = part.stat().st_mtime_ns
+    assert flatwise(*words) == 0
+    assert part.stat().st_mtime_ns == known
+    assert (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--all"),
+        (["third-order-sde", "--all"], "--all"),
+        (["third-order"], "did you mean 'third-order-sde'"),
+        (["third-order-sde", "--seeds", "0"], "seeds must be at least 1"),
+        (["third-order-sde", "--workers", "0"], "workers must be at least 1"),
+    ],
+)
+def test_bad_words_are_answered_before_anything_starts(words, said, tmp_path, capsys):
+    assert flatwise("reproduce", *words, "--out", tmp_path / "out") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,47 @@
+"""When a claim is confirmed, not confirmed, or undecided."""
+
+import pytest
+
+from flatwise.report.verdicts import judged, verdict_of
+
+
+def criterion(values, least=None, most=None, *, decisive=True):
+    return judged({"name": "n", "meaning": "m", "values": values, "least": least, "most": most, "decisive": decisive})
+
+
+@pytest.mark.parametrize(
+    ("values", "least", "most", "verdict"),
+    [
+        ([1.0, 1.1, 1.2], 0.5, None, "confirmed"),
+        ([1.0, 1.1, 1.2], None, 2.0, "confirmed"),
+        ([1.0, 1.1, 1.2], 0.8, 1.4, "confirmed"),
+        ([1.0, 1.1, 1.2], 1.05, None, "undecided"),
+        ([1.0, 1.1, 1.2], 0.8, 1.3, "undecided"),
+        ([1.0, 1.1, 1.2], 2.0, None, "not confirmed"),
+        ([1.0, 1.1, 1.2], None, 0.5, "not confirmed"),
+        ([1.0, 1.1, 1.2], 2.0, 3.0, "not confirmed"),
+        ([1.0], 0.5, None, "undecided"),
+        ([1.0, float("nan")], 0.5, None, "undecided"),
+    ],
+)
+def test_the_whole_interval_decides(values, least, most, verdict):
+    assert criterion(values, least, most).verdict == verdict
+
+
+def test_the_power_is_half_the_width_of_the_interval():
+    found = criterion([1.0, 2.0, 3.0], 0.0)
+    assert found.power == pytest.approx((found.interval.high - found.interval.low) / 2)
+    assert found.interval.mean - found.power == pytest.approx(2.0 - 4.303 / 3**0.5, abs=1e-3)
+
+
+def test_one_criterion_that_fails_is_enough():
+    good, bad, open_ = (criterion([1.0, 1.1, 1.2], least) for least in (0.5, 2.0, 1.05))
+    assert verdict_of([good, good]) == "confirmed"
+    assert verdict_of([good, open_]) == "undecided"
+    assert verdict_of([good, open_, bad]) == "not confirmed"
+    assert verdict_of([]) == "undecided"
+
+
+def test_what_only_accompanies_does_not_decide():
+    good, bad = criterion([1.0, 1.1, 1.2], 0.5), criterion([1.0, 1.1, 1.2], 2.0, decisive=False)
+    assert verdict_of([good, bad]) == "confirmed"

@@ -1,0 +1,68 @@
+"""The table of methods in docs/methods.md: complete, and with the costs that the classes claim now."""
+
+import importlib
+import math
+
+import pytest
+
+import flatwise as fw
+
+pytest.importorskip("pytorch_optimizer")
+
+table = importlib.import_module("benchmarks.method_table")
+NAMES = fw.methods.names()
+every_name = pytest.mark.parametrize("name", NAMES)
+
+
+def rows():
+    """The table in the page: the cells of each row, by the first one."""
+    _, _, rest = table.PAGE.read_text(encoding="utf-8").partition(table.BEGIN)
+    lines = [line for line in rest.partition(table.END)[0].splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == table.HEAD
+    return {row[0]: dict(zip(table.HEAD, row, strict=True)) for row in cells[2:]}
+
+
+@every_name
+def test_every_method_has_a_row(name):
+    assert name in rows(), "run python benchmarks/method_table.py"
+
+
+def test_the_rows_stand_in_the_order_of_the_list():
+    assert [name for name in rows() if name in NAMES] == NAMES
+
+
+@every_name
+def test_a_row_says_what_the_class_says(name):
+    row, method = rows()[name], fw.methods.by_name(name)
+    assert row["`fw.methods.`"] == f"`{table.label(method)}`"
+    assert row["arXiv"] == table.paper(method)
+    assert row["evaluations a step: claimed"] == table.claimed(name)
+
+
+@every_name
+def test_what_is_claimed_is_what_is_counted(name):
+    claimed, counted = table.claimed(name), table.counted(name)
+    if claimed == "by the data":
+        assert 1 < float(counted) < 2
+    else:
+        first_look = 1 / table.STEPS  # whether the eigenvector's batch needs a gradient in evaluation mode
+        assert 0 <= float(counted) - float(claimed) <= first_look + 1e-9
+
+
+@every_name
+def test_the_differences_of_a_row_are_numbers(name):
+    row = rows()[name]
+    for heading in ("transcription", "independent check"):
+        assert 0 <= float(row[heading]) < math.inf
+
+
+@every_name
+def test_every_class_is_exported(name):
+    assert type(fw.methods.by_name(name)).__name__ in fw.methods.__all__
+
+
+def test_the_exactness_of_a_seam_is_told_by_its_heading():
+    assert table.is_exact("step(closure)", "2.8e-16")
+    assert not table.is_exact("bfloat16 autocast (against float32)", "2.4e-03")
+    assert not table.is_exact("step(closure)", "refused")

@@ -16,14 +16,14 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import torch  # noqa: E402
-from methods.cases import EVERY  # noqa: E402
+from methods.cases import CASES, EVERY  # noqa: E402
 from seams.every import SEAMS  # noqa: E402
 
 PAGE = """# Seams and methods
 
 Every method along every way of driving a step: the largest difference of any weight from the reference run after fifty steps.
 The reference is a slow driver of its own (`tests/reference/driver.py`) that shares no code with the optimizer. The network is
-small (103 weights of order one), in float64 unless it is said otherwise, the base optimizer SGD with momentum 0.9 and weight decay.
+small (103 weights of order one), in float64 unless said otherwise; the base optimizer is SGD with momentum and weight decay.
 0 means bitwise equality, a dash that the method cannot be had along that seam and is refused with a sentence that says why:
 momentum-sam around a base optimizer without momentum, a dialogue for each part of the batch with an adaptive method.
 
@@ -40,7 +40,7 @@ Made by `python benchmarks/seam_matrix.py` with torch {torch} on {machine}, {dat
 
 
 def difference(seam, case):
-    """In a word for the table; NaN where the weights are not finite."""
+    """None where the method does not fit; NaN where weights are not finite."""
     if not seam.fits(case):
         return None
     found = seam.difference(case)
@@ -66,7 +66,7 @@ def worst():
     """The largest entry of each of the methods that do not agree to rounding."""
     strict = {seam.name for seam in SEAMS if seam.tolerance <= 1e-6}
     largest = {
-        case.name: max((FOUND[name, case.name] or 0.0) for name in strict if FOUND[name, case.name] is not None)
+        case.name: max(FOUND[name, case.name] for name in strict if FOUND[name, case.name] is not None)
         for case in EVERY
     }
     apart = {name: value for name, value in largest.items() if value > 1e-12}
@@ -85,7 +85,7 @@ def main():
         FOUND.update({(seam.name, case.name): difference(seam, case) for case in EVERY})
         print(seam.name, *(shown(FOUND[seam.name, case.name]) for case in EVERY), flush=True)
     page = PAGE.format(
-        few=FEW,
+        few=", ".join(case.name for case in CASES),
         worst=worst(),
         torch=torch.__version__,
         machine=platform.machine(),

@@ -18,7 +18,7 @@ def rows():
     """The table in the page: the cells of each row, by the first one."""
     _, _, rest = table.PAGE.read_text(encoding="utf-8").partition(table.BEGIN)
     lines = [line for line in rest.partition(table.END)[0].splitlines() if line.startswith("| ")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    cells = [table.cells_of(line) for line in lines]
     assert cells[0] == table.HEAD
     return {row[0]: dict(zip(table.HEAD, row, strict=True)) for row in cells[2:]}
 
@@ -62,7 +62,12 @@ def test_every_class_is_exported(name):
     assert type(fw.methods.by_name(name)).__name__ in fw.methods.__all__
 
 
-def test_the_exactness_of_a_seam_is_told_by_its_heading():
-    assert table.is_exact("step(closure)", "2.8e-16")
-    assert not table.is_exact("bfloat16 autocast (against float32)", "2.4e-03")
-    assert not table.is_exact("step(closure)", "refused")
+def test_the_largest_difference_is_that_of_strict_seams(tmp_path, monkeypatch):
+    page = tmp_path / "seams.md"
+    page.write_text(
+        "# Seams\n\n| method | one | two |\n| --- | --- | --- |\n| sam | 2e-16 | 3e-02 |\n| *bound* | 1e-09 | 2e-01 |\n\n"
+        "| method | three | four |\n| --- | --- | --- |\n| sam | 5e-12 | – |\n| *bound* | 1e-06 | 1e-06 |\n"
+    )
+    monkeypatch.setattr(table, "SEAMS", page)
+    assert table.seams("sam") == "5.0e-12"
+    assert table.seams("another") == ""

@@ -136,8 +136,8 @@ def norm(vector: Sequence[Tensor | None]) -> Tensor:
 
 
 def unit(vector: Sequence[Tensor | None]) -> Vector:
-    """The vector divided by its norm; a zero vector stays zero."""
-    return scale(vector, reciprocal(norm(vector)))
+    """The vector divided by its norm; a zero vector stays zero. Whole numbers, of quantised weights, do not count."""
+    return scale(vector, reciprocal(norm([t for t in vector if t is not None and t.is_floating_point()])))
 
 
 def project_out(vector: Sequence[Tensor | None], direction: Sequence[Tensor | None]) -> Vector:

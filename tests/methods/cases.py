@@ -94,6 +94,7 @@ VARIANTS = [
     Case("asam, weights alone", methods.ASAM(rho=1.0)),
     Case("eigen-sam, power", methods.EigenSAM(rho=RHO, alpha=0.5, every=3, iterations=2, source="power")),
     Case("eigen-sam, lanczos", methods.EigenSAM(rho=RHO, alpha=0.5, every=3, iterations=2, source="lanczos")),
+    Case("eigen-sam, free", methods.EigenSAM(rho=RHO, alpha=0.5, source="free")),
     Case("eigen-sam, function", methods.EigenSAM(rho=RHO, alpha=0.5, every=3, source=fixed_space)),
     Case("esam, half the samples", methods.ESAM(rho=RHO, gamma=0.5), selects=True),
     # The gradient at the weights, which TSAM does not ask for.

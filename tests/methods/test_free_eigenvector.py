@@ -59,7 +59,7 @@ def test_on_a_quadratic_it_finds_the_top_eigenvector_without_another_evaluation(
 
 
 def test_where_evaluation_mode_differs_it_finds_that_ones_with_a_probe_every_fifth_step():
-    state, requests = followed(places(120), H, OTHER)
+    state, requests = followed(torch.ones(120, 6, dtype=torch.float64), H, OTHER)
     assert alignment(state, OTHER_Q[:, 0]) > 0.97
     assert [sum(at.probe for at in asked) for asked in requests] == [int(step % 5 == 0) for step in range(120)]
     assert abs(float(OTHER_Q[:, 0] @ Q[:, 0])) < 0.9  # another vector than that of training mode
@@ -143,39 +143,38 @@ def networks():
     return {"plain": nn.Sequential(*plain), "batchnorm": nn.Sequential(plain[0], nn.BatchNorm1d(8), *plain[1:])}
 
 
-def trained(model, steps, after=lambda step: None):
-    """A few steps by closures; the optimizer, and the evaluations of each step."""
+def trained(model, steps):
+    """The optimizer after so many steps on half of the data each, the evaluations of each step, and the data."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(64, 5, generator=generator), torch.randint(3, (64,), generator=generator)
     optimizer = fw.SharpnessAware(torch.optim.SGD(model.parameters(), lr=0.05), free(), model=model)
     counts = []
-    for step in range(steps):
+    for _ in range(steps):
+        half = torch.randperm(64, generator=generator)[:32]
         for p in optimizer.passes():
-            p.backward(nn.functional.cross_entropy(model(x), y))
+            p.backward(nn.functional.cross_entropy(model(x[half]), y[half]))
         optimizer.step()
         counts.append(int(optimizer.diagnostics["evaluations"]))
-        after(step)
     return optimizer, counts, (x, y)
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"), [("plain", [3, 2, 2, 2, 2, 2, 2]), ("batchnorm", [3, 2, 2, 2, 2, 3, 2])]
-)
+@pytest.mark.parametrize(("name", "expected"), [("plain", [3, 2, 2, 2, 2, 2, 2]), ("batchnorm", [3, 2, 2, 2, 2, 3, 2])])
 def test_the_evaluations_of_a_network_with_and_without_batchnorm(name, expected):
     torch.manual_seed(0)
     assert trained(networks()[name], 7)[1] == expected
 
 
 @pytest.mark.parametrize("name", ["plain", "batchnorm"])
-def test_it_follows_the_exact_eigenvector_of_a_network(name):
+def test_along_it_the_curvature_of_a_network_is_close_to_the_largest(name):
     torch.manual_seed(0)
     model = networks()[name]
     optimizer, _, data = trained(model, 150)
     loss = fw.Objective(model, lambda m, batch: nn.functional.cross_entropy(m(batch[0]), batch[1]), [data], mode="eval")
-    exact = fw.curvature.top_eigenpairs(fw.curvature.hessian(loss)).vectors[0]
+    hessian = fw.curvature.hessian(loss)
     entries = optimizer.state_dict()["state"]
-    tracked = [entries[i]["flatwise.eigenvector"] for i in range(len(exact))]
-    assert abs(float(V.cosine(tracked, exact))) > 0.9
+    tracked = [entries[i]["flatwise.eigenvector"] for i in range(len(loss.weights))]
+    along, largest = V.dot(tracked, hessian(tracked)), fw.curvature.top_eigenpairs(hessian).values[0]
+    assert float(along) > 0.85 * float(largest)
 
 
 def test_groups_without_rho_take_no_part():

@@ -5,6 +5,10 @@ from report.test_sentences import arm, trial
 
 from flatwise.report import table
 from flatwise.report.crowds import prominent
+from flatwise.report.differences import differences
+from flatwise.report.forest import forest
+from flatwise.report.palette import styles
+from flatwise.report.quantities import TEST_ACCURACY
 from flatwise.report.sentences import summary
 from flatwise.report.study import Arm, Study, read
 
@@ -78,3 +82,17 @@ def test_the_tables_of_a_crowd_are_by_reference_and_sorted(comparison: Callable[
 
 def test_a_study_of_one_folder_has_no_crowd(demo: Path) -> None:
     assert not read(demo).is_crowded
+
+
+def test_a_few_differences_far_out_do_not_flatten_the_others() -> None:
+    study = Study("", "comparison", "", CROWD, PAIRS[: len(CROWD) - 1])
+    far = Study("", "comparison", "", [*CROWD, shifted("far", -0.9)], [*study.pairs, ("far", "sgd")])
+    plain, squeezed = (forest(differences(one, TEST_ACCURACY)) for one in (study, far))
+    assert [mark.mean for mark in squeezed[:-1]] == [mark.mean for mark in plain]
+    assert squeezed[-1].mean == 1.0
+
+
+def test_colors_of_many_arms_go_round() -> None:
+    colors = [style.color for style in styles(Study("", "comparison", "", CROWD, PAIRS)).values()]
+    assert len(set(colors[:8])) == 8
+    assert len(set(colors[8:])) > 1

@@ -21,6 +21,7 @@ def criterion(values, least=None, most=None, *, decisive=True):
         ([1.0, 1.1, 1.2], None, 0.5, "not confirmed"),
         ([1.0, 1.1, 1.2], 2.0, 3.0, "not confirmed"),
         ([1.0], 0.5, None, "undecided"),
+        ([1.0, 1.0, 1.0], 0.5, None, "undecided"),  # equal by chance: nothing is known of the spread
         ([1.0, float("nan")], 0.5, None, "undecided"),
     ],
 )

@@ -31,7 +31,7 @@ class Reproduce:
     """All of them."""
 
     scale: Literal["smoke", "small", "paper"] = "small"
-    """small: for two CPU cores; paper: as published; smoke: whether it runs, which decides nothing."""
+    """small: for two CPU cores; paper: as published, for claims that have it; smoke: whether it runs, which decides nothing."""
 
     seeds: int | None = None
     """How many seeds: 0, 1, 2 ...; default: the claim's."""
@@ -72,7 +72,8 @@ class Reproduce:
                 raise ValueError(f"{name} must be at least 1, not {number}")
         if bool(self.claims) == self.all:
             raise ValueError("name the claims to reproduce, or say --all; `flatwise list claims` shows them")
-        chosen = [claim_by_name(name) for name in dict.fromkeys(self.claims)] or list(CLAIMS.values())
+        named = [claim_by_name(name) for name in dict.fromkeys(self.claims)]
+        chosen = named or [claim for claim in CLAIMS.values() if self.scale in claim.scales]
         for claim in chosen:
             claim.preset(self.scale)
         return [Trial(claim, self.scale, self.seeds or claim.seeds[self.scale], self.out) for claim in chosen]
@@ -88,7 +89,5 @@ def _forecast(trials: Sequence[Trial], workers: int) -> int:
         seconds = missing[0].seconds() * len(missing) if missing else 0.0
         total += seconds
         print(f"{trial.claim.name}: {len(missing)} parts to measure, {duration(seconds)} of work")
-    print(
-        f"in sum {duration(total)} of work, {duration(total / workers)} on {workers} processes; nothing was kept"
-    )
+    print(f"in sum {duration(total)} of work, {duration(total / workers)} on {workers} processes; nothing was kept")
     return 0

@@ -33,10 +33,12 @@ class TopEigenspace:
         Raises:
             ValueError: the weights are not those of the objective's model.
         """
+        _check_model(self.objective, weights)
         self.objective.check()
         self.objective.preflight()
         own = self.objective.limited([p for p in weights if isinstance(p, torch.nn.Parameter)])
-        places = _places(own, self.objective, weights)
+        place = {id(p): i for i, p in enumerate(weights)}
+        places = [place[id(p)] for p in own.parameters()]
         start = [[vector[i] for i in places] for vector in known if V.norm(vector) > 0]
         # The same from the same weights, also after a resume: the copy knows no lengths of earlier differences.
         pairs = top_eigenpairs(hessian(own, check=False), len(known), self.tol, start or None)
@@ -52,8 +54,8 @@ def eigenspace(objective: Objective, tol: float = 1e-2) -> TopEigenspace:
     changes nothing; what it costs are some products each time, fewer when little has changed.
 
     Args:
-        objective: the loss, of the model that is trained. In mode "current" a model in training has BatchNorm's batch statistics,
-            and dropout is refused; "eval" is what most want then.
+        objective: the loss, of the model that is trained. In mode "current" a model in training has BatchNorm's batch statistics
+            and always the same dropout masks; where there are such layers, "eval" is what most want.
         tol: the relative residual, > 0, as for `top_eigenpairs`.
 
     Raises:
@@ -66,15 +68,12 @@ def eigenspace(objective: Objective, tol: float = 1e-2) -> TopEigenspace:
     return TopEigenspace(objective, tol)
 
 
-def _places(own: Objective, whole: Objective, weights: Vector) -> list[int]:
-    """Where each parameter of the objective is among the weights; all that are trained must be the model's."""
-    place = {id(p): i for i, p in enumerate(weights)}
-    known = {id(p) for p in whole.parameters()}
+def _check_model(objective: Objective, weights: Vector) -> None:
+    known = {id(p) for p in objective.parameters()}
     if any(p is not None and p.requires_grad and id(p) not in known for p in weights):
         raise ValueError(
             "the optimizer trains parameters that are not in the objective's model: make it of the model that is trained"
         )
-    return [place[id(p)] for p in own.parameters()]
 
 
 def _placed(vector: Vector, places: Sequence[int], like: Vector) -> Vector:

@@ -168,8 +168,9 @@ class EigenvaluePenalty(Dialogue):
         total = above.release()
         below = yield At.offset(vector, -length)
         V.accumulate_(total, below.release())
+        V.accumulate_(total, here.gradient, -2.0)
         V.scale_(total, weight)
-        V.accumulate_(total, here.release(), 1 - 2 * weight)
+        V.accumulate_(total, here.release())
         return total
 
 

@@ -71,7 +71,7 @@ def look(
     if callable(source):
         if due:
             (found,) = ask("source", source, [state.vectors[EIGENVECTOR]], state)
-            state.vectors[EIGENVECTOR] = zero_where_absent(V.unit(where_present(found, state.weights)), found)
+            state.vectors[EIGENVECTOR] = V.unit(found)
     elif source == "lanczos":
         yield from _continued(here, state, StochasticLanczos(iterations), due, first)
     elif due:

@@ -16,7 +16,7 @@ SHOWN = 8
 
 
 def by_reference(found: Sequence[Difference]) -> list[tuple[Arm, list[Difference]]]:
-    """The differences by the arm that the others are compared with, the one of most comparisons and the largest difference first."""
+    """The differences by the arm that the others are compared with, most comparisons first; within, the largest first."""
     groups: dict[str, list[Difference]] = {}
     for d in found:
         groups.setdefault(d.second.name, []).append(d)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flatwise.report.differences import Difference
+from flatwise.report.statistics import median
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,19 @@ class Mark:
     seeds: Sequence[float]
 
 
+FAR = 6
+"""What reaches so many times as far as most do is left out of the scale, and drawn at its border."""
+
+
 def forest(differences: Sequence[Difference]) -> list[Mark]:
-    """One mark for each difference, all on the same scale, which holds zero and everything drawn."""
-    ends = [value for d in differences for value in _drawn(d)] + [0.0]
+    """One mark for each difference, all on the same scale, which holds zero and everything drawn but a few that lie far out."""
+    reaches = [max((abs(value) for value in _drawn(d)), default=0.0) for d in differences]
+    limit = FAR * median(reaches) or max(reaches, default=0.0)
+    ends = [value for d, reach in zip(differences, reaches) if reach <= limit for value in _drawn(d)] + [0.0]
     least, width = min(ends), (max(ends) - min(ends)) or 1.0
 
     def place(value: float) -> float:
-        return round(4 + 92 * (value - least) / width, 2)
+        return round(min(99.0, max(1.0, 4 + 92 * (value - least) / width)), 2)
 
     return [_mark(d, place) for d in differences]
 

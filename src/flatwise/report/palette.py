@@ -43,15 +43,17 @@ def styles(*studies: Study) -> dict[str, Style]:
         first = prominent(study)  # the colors that differ most are for what is seen first
         for arm in sorted(study.arms, key=lambda arm: first.index(arm.name) if arm.name in first else len(first)):
             used = {chosen[other.name].color for other in study.arms if other.name in chosen}
-            chosen.setdefault(arm.name, Style(_color(arm, used), "dash" if arm.role == "control" else "solid"))
+            chosen.setdefault(
+                arm.name, Style(_color(arm, used, len(chosen)), "dash" if arm.role == "control" else "solid")
+            )
     return chosen
 
 
-def _color(arm: Arm, used: set[str]) -> str:
+def _color(arm: Arm, used: set[str], place: int) -> str:
     method = next((str(trial.config["method"]) for trial in arm.trials if "method" in trial.config), "")
     wanted = [COLORS[name] for name in (arm.name, method) if name in COLORS]
     free = [color for color in (*wanted, *OTHERS) if color not in used]
-    return free[0] if free else OTHERS[len(used) % len(OTHERS)]
+    return free[0] if free else OTHERS[place % len(OTHERS)]
 
 
 def transparent(color: str, share: float) -> str:

@@ -41,7 +41,7 @@ def provenance(study: Study, earlier: Study | None = None) -> Provenance:
         machine = [] if machine[:-1] == _environment(earlier)[:-1] else machine
         run = "" if run == _command(earlier) else run
         means = [entry for entry in means if entry not in _measurements(earlier)]
-    return Provenance(study.title, _settings(study), machine, run, means)
+    return Provenance(study.heading or study.title, _settings(study), machine, run, means)
 
 
 def _settings(study: Study) -> Settings:

@@ -83,7 +83,7 @@ def verdict_of(criteria: Sequence[Judged]) -> Verdict:
 
 
 def _verdict(interval: Interval, least: float | None, most: float | None) -> Verdict:
-    if interval.low is None or interval.high is None:
+    if interval.low is None or interval.high is None or interval.degenerate:
         return "undecided"
     above = least is None or interval.low >= least
     below = most is None or interval.high <= most

@@ -32,7 +32,12 @@ class Trial:
     @property
     def folder(self) -> Path:
         """Where its numbers lie."""
-        return self.out / self.claim.name / self.scale
+        return self.out / (self.claim.experiment or self.claim.name) / self.scale
+
+    @property
+    def file(self) -> Path:
+        """Where it is written what they say."""
+        return self.out / self.claim.name / self.scale / FILE
 
     def units(self, command: str = "") -> list[Unit]:
         """Its parts."""
@@ -51,8 +56,9 @@ class Trial:
         outcome = self.claim.judge(preset, [cells for _, cells in complete])
         about: Values = {name: getattr(self.claim, name) for name in ("name", "statement", "source", "protocol")}
         about |= {"scale": self.scale, "preset": preset, "seeds": [seed for seed, _ in complete], "command": command}
-        write_json(self.folder / FILE, about | {"environment": environment(command)} | asdict(outcome))
-        return self.folder / FILE
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.file, about | {"environment": environment(command)} | asdict(outcome))
+        return self.file
 
     def _complete(self) -> list[tuple[int, list[Values]]]:
         """The measured values of all cells, for each seed that has them all."""
@@ -76,8 +82,8 @@ def reproduce(trials: Sequence[Trial], workers: int, command: str) -> tuple[list
         RunError: a folder holds the numbers of other settings; nothing is changed then.
         KeyboardInterrupt: after Ctrl-C; what was measured is kept, and the same call goes on from there.
     """
-    units = [unit for trial in trials for unit in trial.units(command)]
-    failures = carry_out(units, workers, trials[0].out / "log.txt")
+    units = {unit.place: unit for trial in trials for unit in trial.units(command)}  # claims may share them
+    failures = carry_out(list(units.values()), workers, trials[0].out / "log.txt")
     files: list[Path] = []
     for trial in trials:
         try:

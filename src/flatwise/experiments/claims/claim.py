@@ -101,6 +101,7 @@ class Claim:
         protocol: how it is tried, in sentences, fixed before it is run.
         scales: the parameters of each scale by name.
         seeds: how many, by scale.
+        experiment: of which its numbers are; claims with the same experiment, scales and measure share them. Default: its own.
         cells: from the parameters to the parts that each seed has; each a small dict of JSON values.
         measure: does the work of a cell with a seed.
         judge: from the parameters and, for each seed, the measured values of all cells, to the outcome.
@@ -114,6 +115,7 @@ class Claim:
     seeds: Mapping[str, int]
     measure: Measure
     judge: Callable[[Values, Sequence[Sequence[Values]]], Outcome]
+    experiment: str = ""
     cells: Callable[[Values], Sequence[Values]] = field(default=lambda preset: [{}])
 
     def preset(self, scale: str) -> Values:

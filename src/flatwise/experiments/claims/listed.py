@@ -5,9 +5,13 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from flatwise.experiments.claims.claim import Claim
+from flatwise.experiments.claims.eigen_sam import ALIGNMENT_IS_POOR, TOP_EIGENVALUE
+from flatwise.experiments.claims.generalisation import GENERALISATION
 from flatwise.experiments.claims.third_order_sde import THIRD_ORDER_SDE
 
-CLAIMS: dict[str, Claim] = {claim.name: claim for claim in (THIRD_ORDER_SDE,)}
+CLAIMS: dict[str, Claim] = {
+    claim.name: claim for claim in (ALIGNMENT_IS_POOR, TOP_EIGENVALUE, THIRD_ORDER_SDE, *GENERALISATION)
+}
 
 
 def claim_by_name(name: str) -> Claim:

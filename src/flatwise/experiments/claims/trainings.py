@@ -1,0 +1,92 @@
+"""Claims about trained networks: arms of settings, trained with the same seeds, compared in pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from flatwise.experiments.claims.claim import Criterion, Line, Panel, Values
+from flatwise.processes import Progress
+from flatwise.runs import Run
+from flatwise.training import TrainConfig, train
+
+KEPT = ("train_loss", "test_loss", "test_accuracy", "top_eigenvalue", "alignment_displacement", "alignment_gradient")
+"""What is kept of the measurements along a training, where it is there."""
+
+
+def train_arms(preset: Values, cell: Values, seed: int, folder: Path, progress: Progress) -> Values:
+    """All arms of the preset with one seed, one after the other; each continues where it was interrupted.
+
+    The preset has `shared` settings, those of each of the `arms` by label, and in `norm_of` the arms that run at the
+    mean displacement norm of another one.
+    """
+    del cell
+    found: Values = {}
+    for i, (label, own) in enumerate(preset["arms"].items()):
+        settings = preset["shared"] | own | {"seed": seed}
+        if label in preset.get("norm_of", {}):
+            settings["rho"] = found[preset["norm_of"][label]]["summary"]["mean_displacement_norm"]
+        run = train(
+            TrainConfig.from_dict(settings), folder / f"arm-{i}", progress=_part(progress, i, len(preset["arms"]))
+        )
+        found[label] = _told(run)
+    return found
+
+
+def difference(
+    name: str,
+    meaning: str,
+    seeds: Sequence[Sequence[Values]],
+    a: str,
+    b: str,
+    what: Callable[[Values], float],
+    **bounds: float,
+) -> Criterion:
+    """A criterion on `what` of arm a less `what` of arm b, seed by seed."""
+    values = [what(cells[0][a]) - what(cells[0][b]) for cells in seeds]
+    return Criterion(name, meaning, values, bounds.get("least"), bounds.get("most"))
+
+
+def final(name: str, factor: float = 1.0) -> Callable[[Values], float]:
+    """A number of an arm at its end; NaN where it diverged."""
+    return lambda arm: factor * arm["summary"].get(name, math.nan)
+
+
+def logarithm(name: str) -> Callable[[Values], float]:
+    """The logarithm to base 2 of such a number: a difference of 1 is a factor of 2."""
+    return lambda arm: math.log2(value) if (value := arm["summary"].get(name, math.nan)) > 0 else math.nan
+
+
+def panel(title: str, seeds: Sequence[Sequence[Values]], name: str, y: str, log: str = "") -> Panel:
+    """A measurement along the training: means over seeds, and the range of all seeds."""
+    lines = [_line(label, [cells[0][label] for cells in seeds], name) for label in seeds[0][0]]
+    return Panel(title, "step", y, [line for line in lines if line.x], log)
+
+
+def _line(label: str, arms: Sequence[Values], name: str) -> Line:
+    """Over the steps that all seeds have."""
+    known = [dict(zip(arm["steps"], arm["series"].get(name, []), strict=False)) for arm in arms]
+    steps = [step for step in arms[0]["steps"] if all(_is_number(values.get(step)) for values in known)]
+    columns = [[values[step] for values in known] for step in steps]
+    return Line(label, steps, [fmean(c) for c in columns], [min(c) for c in columns], [max(c) for c in columns])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _told(run: Run) -> Values:
+    """The final numbers of a run, and its measurements along the way."""
+    probes = [record for record in run.metrics() if record["kind"] == "probe"]
+    names = [name for name in KEPT if any(name in probe for probe in probes)]
+    return {
+        "summary": run.summary,
+        "steps": [probe["step"] for probe in probes],
+        "series": {name: [probe.get(name) for probe in probes] for name in names},
+    }
+
+
+def _part(progress: Progress, number: int, of: int) -> Progress:
+    return lambda step, total: progress(number * total + step, of * total)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ from optim.problems import (
     step_by_passes,
     train,
 )
+
+from flatwise import methods
+from flatwise import vectors as V
 
 
 def overflowing_loss(run, batch, now):
@@ -172,3 +176,29 @@ def test_after_a_skip_the_pattern_of_the_loop_is_unchanged(case):
     if case.name != "sgd":
         with pytest.raises(RuntimeError):
             run.opt.step()
+
+
+@dataclass(frozen=True)
+class Exploding(methods.Dialogue):
+    """Finite gradients, and at every second step a direction that is not."""
+
+    def passes(self, state):
+        here = yield methods.At.weights()
+        there = yield methods.At.along(here.release(), 0.1)
+        direction = there.release()
+        V.scale_(direction, math.inf if state.numbers.get("odd") else 1.0)
+        return direction
+
+    def init(self, vectors):
+        return methods.State(numbers={"odd": 0.0})
+
+
+def test_a_direction_that_is_not_finite_is_not_stepped_along():
+    run = build(Exploding(), "sgd")
+    train(run, batches(3), step_by_passes)
+    run.opt._remembered().numbers["odd"] = 1.0
+    before = snapshot(run)
+    step_by_passes(run, batches(1)[0])
+    after = snapshot(run)
+    assert_same({key: after[key] for key in ("model", "base")}, {key: before[key] for key in ("model", "base")})
+    assert run.opt.diagnostics["skipped"] == 1

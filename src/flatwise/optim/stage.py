@@ -81,9 +81,11 @@ class Stage:
         if not at.probe:
             self.displacement_norm = self._length_of(vector, factor, at.by_group)
 
-    def remember_norm(self, evaluation: Evaluation) -> Tensor:
-        """The norm of an evaluation's gradient; a request along that very gradient will not compute it again."""
-        return self._last.of(evaluation.gradient)
+    def norm(self, vector: Vector) -> Tensor:
+        """The norm of a gradient or a direction. That of the very one before is known: a request along a gradient, or a step along
+        the last one, does not compute it again.
+        """
+        return self._last.of(vector)
 
     def clear_gradients(self) -> None:
         """Start an evaluation with nothing left of the one before."""

@@ -108,6 +108,8 @@ class Step:
             succeeded = True
         finally:
             stage.close(succeeded)
+        with torch.no_grad():  # finite gradients may make a direction that is not
+            self._checks.append(stage.norm(direction))
         self.states = self.states or [state]  # the first dialogue's is the one that is committed
         self._displacements.append(stage.displacement_norm)
         return direction
@@ -135,7 +137,7 @@ class Step:
     @torch.no_grad()
     def _evaluated(self, stage: Stage, p: Pass) -> Evaluation:
         evaluation = p.evaluation(stage.repeatable)
-        norm = stage.remember_norm(evaluation)
+        norm = stage.norm(evaluation.gradient)
         self.evaluations += 1
         self.interfered |= p.interfered
         self._checks.append(norm + evaluation.loss.to(norm.device))  # finite where both are

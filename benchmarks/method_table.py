@@ -2,7 +2,7 @@
 
     python benchmarks/method_table.py
 
-Writes the table of docs/methods.md: a row for each name in `flatwise.methods.names()`, from its evidence in `tests/methods/` and
+Writes the tables of docs/methods.md: a row for each name in `flatwise.methods.names()`, from its evidence in `tests/methods/` and
 its row in docs/seams.md. A minute.
 """
 
@@ -13,7 +13,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,19 +30,19 @@ from flatwise.methods import Dialogue, Wrapper  # noqa: E402
 PAGE, SEAMS = ROOT / "docs" / "methods.md", ROOT / "docs" / "seams.md"
 BEGIN, END = "<!-- table of methods -->\n", "<!-- end of the table -->\n"
 
-INTRODUCTION = """\
-- *Evaluations a step*: what the class claims, and what was counted over {steps} steps of `SharpnessAware` on a small network
-  with the defaults (`late-sam` from step {start} on).
-- *Transcription*: the largest difference of any weight from a slow transcription of the paper after 50 steps in float64.
-- *Independent check*: something that the same hand did not write, and the largest difference from it.
-- *Seams*: the largest difference over [the ways to drive a step](seams.md), those with a bound of at most 1e-6.
+TEXT = """\
+Evaluations a step are those that the class claims, and those counted over {steps} steps of `SharpnessAware` on a small network
+with the defaults (`late-sam` from step {start} on). Under seams stands the largest difference of any weight from a reference run,
+over [the ways to drive a step](seams.md) with a bound of at most 1e-6.
 
-Differences of gradients divide rounding by a small length, and pytorch_optimizer takes its norms in float32: where they are
-involved, entries are larger than rounding in float64.
+{costs}
+The first difference is that of any weight from a slow transcription of the paper, after 50 steps in float64; the second that from
+a check that the same hand did not write. Differences of gradients divide rounding by a small length, and pytorch_optimizer takes
+its norms in float32: where they are involved, entries are larger than rounding in float64.
 
+{evidence}
 Made by `python benchmarks/method_table.py` with torch {torch} on {machine}, {date}. The suite holds every entry to a bound. A
 method joins by being listed.
-
 """
 
 BOUND, REFUSED, STRICT = "*bound*", "–", 1e-6
@@ -151,41 +151,30 @@ def cells_of(line: str) -> list[str]:
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
-HEAD = [
-    "name",
-    "`fw.methods.`",
-    "arXiv",
-    "evaluations a step: claimed",
-    "counted",
-    "transcription",
-    "independent check",
-    "of what",
-    "seams",
-]
+COSTS = ["name", "`fw.methods.`", "arXiv", "evaluations a step, claimed", "counted", "seams"]
+EVIDENCE = ["name", "from the transcription", "from the independent check", "which is"]
 
 
-def table() -> str:
-    lines = [HEAD, ["---"] * len(HEAD), *(row for name in methods.names() for row in rows(name))]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [head, ["---"] * len(head), *rows])
 
 
-def rows(name: str) -> Iterator[list[str]]:
-    """One for the method, and one for each further variant that was compared."""
+def row(name: str) -> list[str]:
+    """What a method is, what it costs, and how far apart the seams are."""
     method = methods.by_name(name)
-    about = [f"`{label(method)}`", paper(method), claimed(name), counted(name)]
-    for variant, *differences in compared(name):
-        first = variant == name
-        yield [variant, *(about if first else [""] * len(about)), *differences, seams(name) if first else ""]
+    return [name, f"`{label(method)}`", paper(method), claimed(name), counted(name), seams(name)]
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     made = {"torch": torch.__version__, "machine": platform.machine(), "date": time.strftime("%Y-%m-%d")}
-    text = INTRODUCTION.format(steps=STEPS, start=START, **made) + table()
+    costs = table(COSTS, map(row, methods.names()))
+    evidence = table(EVIDENCE, (cells for name in methods.names() for cells in compared(name)))
+    text = TEXT.format(steps=STEPS, start=START, costs=costs, evidence=evidence, **made)
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(before + BEGIN + "\n" + text + "\n" + END + after, encoding="utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

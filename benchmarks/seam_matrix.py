@@ -28,10 +28,12 @@ small (103 weights of order one), in float64 unless said otherwise; the base opt
 momentum-sam around a base optimizer without momentum, a dialogue for each part of the batch with an adaptive method.
 
 A method joins by being listed in `tests/methods/cases.py`, a seam by being listed in `tests/seams/`. The last line of a table is
-the bound. `make test` holds {few} to it along the seams within one process, `make check-slow` all methods;
-`tests/distributed/` and `tests/frameworks/` hold a few methods to those of processes and frameworks, and to many more variants.
+the bound. `make test` holds {few} to it
+within one process, `make check-slow` all methods everywhere; `tests/distributed/` and `tests/frameworks/` hold a few
+methods to many more variants at every change.
 
-Largest differences, at seams with a bound of at most 1e-06: {worst}.
+Largest differences, bfloat16 apart: {worst}.
+The methods that are named divide differences of gradients, or of losses, by small lengths, which magnifies rounding.
 
 Made by `python benchmarks/seam_matrix.py` with torch {torch} on {machine}, {date}.
 

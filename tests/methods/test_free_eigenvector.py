@@ -78,17 +78,17 @@ def test_probes_are_by_turns_on_either_side_which_takes_the_gradients_difference
         return Evaluation(answer.loss, [answer.gradient[0] + shift]) if at.probe else answer
 
     found = []
-    for step in range(401):
+    for step in range(101):
         state.step = step
         drive(method, evaluate, state)
         found.append(state.vectors["eigenvector"][0])
-    assert sides == [i % 2 == 0 for i in range(80)]
-    middle = found[395] + found[400]
+    assert sides == [i % 2 == 0 for i in range(20)]
+    middle = found[95] + found[100]
     torch.testing.assert_close(abs(float(middle @ Q[:, 0] / middle.norm())), 1.0, atol=1e-3, rtol=0)
 
 
 def slow(gradients_of, weights, rho=RHO, alpha=ALPHA, memory=0.9):
-    """The first form in NumPy-like words: d = (g_a - g) / |e|; h <- memory h + (1 - memory) sign(<d, v>) d; v = h / |h|."""
+    """The first form as in its definition: d = (g_a - g) / |e|; h <- memory h + (1 - memory) sign(<d, v>) d; v = h / |h|."""
     average, v, found = torch.zeros_like(weights[0]), torch.zeros_like(weights[0]), []
     for w in weights:
         g = gradients_of(w)
@@ -143,16 +143,16 @@ def networks():
     return {"plain": nn.Sequential(*plain), "batchnorm": nn.Sequential(plain[0], nn.BatchNorm1d(8), *plain[1:])}
 
 
-def trained(model, steps):
-    """The optimizer after so many steps on half of the data each, the evaluations of each step, and the data."""
+def trained(model, steps, samples=64):
+    """The optimizer after so many steps on some of the data each, the evaluations of each step, and the data."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(64, 5, generator=generator), torch.randint(3, (64,), generator=generator)
     optimizer = fw.SharpnessAware(torch.optim.SGD(model.parameters(), lr=0.05), free(), model=model)
     counts = []
     for _ in range(steps):
-        half = torch.randperm(64, generator=generator)[:32]
+        some = torch.randperm(64, generator=generator)[:samples]
         for p in optimizer.passes():
-            p.backward(nn.functional.cross_entropy(model(x[half]), y[half]))
+            p.backward(nn.functional.cross_entropy(model(x[some]), y[some]))
         optimizer.step()
         counts.append(int(optimizer.diagnostics["evaluations"]))
     return optimizer, counts, (x, y)
@@ -164,11 +164,12 @@ def test_the_evaluations_of_a_network_with_and_without_batchnorm(name, expected)
     assert trained(networks()[name], 7)[1] == expected
 
 
-@pytest.mark.parametrize("name", ["plain", "batchnorm"])
-def test_along_it_the_curvature_of_a_network_is_close_to_the_largest(name):
+@pytest.mark.parametrize(("name", "samples"), [("plain", 32), ("batchnorm", 64)])
+def test_along_it_the_curvature_of_a_network_is_close_to_the_largest(name, samples):
+    """Noise of batches helps the average; probes under BatchNorm it hinders, where the eigenvalue is as small as here."""
     torch.manual_seed(0)
     model = networks()[name]
-    optimizer, _, data = trained(model, 150)
+    optimizer, _, data = trained(model, 150, samples)
     loss = fw.Objective(model, lambda m, batch: nn.functional.cross_entropy(m(batch[0]), batch[1]), [data], mode="eval")
     hessian = fw.curvature.hessian(loss)
     entries = optimizer.state_dict()["state"]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from methods.quadratics import direction, evaluate_around, state_at
+from optim.problems import batches, build, flat, loss_of
 
 from flatwise.methods import SAM, TSAM, Evaluation, drive
 
@@ -85,3 +86,16 @@ def test_the_seed_and_the_step_choose_the_points():
     assert torch.equal(points(1, 2), points(1, 2))
     assert not torch.equal(points(1, 2), points(2, 2))
     assert not torch.equal(points(1, 2), points(1, 3))
+
+
+def test_groups_that_are_not_displaced_count_neither_in_the_radius_nor_in_the_ascent():
+    groups = lambda model: [{"params": model[0].parameters(), "rho": 0.0}, {"params": model[2].parameters()}]
+    run = build(TSAM(rho=0.3, radius=2.0, samples=1), groups=groups, dtype=torch.float64)
+    (batch,), start = batches(1, dtype=torch.float64), [p.detach().clone() for p in run.params]
+    places = []
+    for p in run.opt.passes():
+        places.append([(q - s).detach() for q, s in zip(run.params, start)])
+        p.backward(loss_of(run.model, batch))
+    assert all(flat(place[:2]).norm() == 0 for place in places)
+    torch.testing.assert_close(flat(places[0]).norm().item(), 0.6)
+    torch.testing.assert_close((flat(places[1]) - flat(places[0])).norm().item(), 0.3)

@@ -111,6 +111,20 @@ def test_it_is_asked_after_a_step_on_gradients_that_are_there():
     assert torch.nn.functional.cosine_similarity(moved, flat(before), dim=0).abs() > 0.999
 
 
+@dataclass(frozen=True)
+class Agreeing(methods.SAM):
+    changes_update = True
+
+
+@every_base
+def test_an_update_that_is_returned_as_it_was_is_the_bases_own_bitwise(base):
+    agreeing, plain = build(Agreeing(), base), build(methods.SAM(), base)
+    for batch in batches(5):
+        step_by_passes(agreeing, batch)
+        step_by_passes(plain, batch)
+    assert torch.equal(flat(agreeing.params), flat(plain.params))
+
+
 def test_where_it_raises_the_weights_are_those_before():
     run = build(Refusing())
     before = weights(run)

@@ -8,10 +8,10 @@ from methods.cases import EVERY
 
 METHODS = {case.name: case.method for case in EVERY}
 LAYOUTS = {
-    "DistributedDataParallel": ddp,
-    "DistributedDataParallel, bucket views": lambda: ddp(gradient_as_bucket_view=True),
-    "DistributedDataParallel, static graph": lambda: ddp(static_graph=True),
-    "DistributedDataParallel, BatchNorm over ranks": lambda: ddp(with_sync_norm),
+    "DDP": ddp,
+    "DDP, bucket views": lambda: ddp(gradient_as_bucket_view=True),
+    "DDP, static graph": lambda: ddp(static_graph=True),
+    "DDP, BatchNorm over ranks": lambda: ddp(with_sync_norm),
     "FSDP2": fsdp,
     "FSDP2, kept after backward": kept_after_backward,
 }

@@ -151,7 +151,9 @@ class Trial:
 
     def _result(self, evaluations: float, displacement: float, seconds: float) -> Result:
         top, _ = self._top("eval", self._measured(), "eval")
-        differs = any(isinstance(module, torch.nn.BatchNorm2d) for module in self.model.modules())
+        differs = any(
+            isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)) for module in self.model.modules()
+        )
         training, vector = self._top("train", self._measured(), "train") if differs else (None, None)
         cosine = self._cosine(vector) if vector and isinstance(self.method, Watched) else None
         return Result(

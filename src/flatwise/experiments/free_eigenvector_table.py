@@ -18,8 +18,8 @@ MARGIN, DEARER = 0.05, 1.1
 HEAD = (
     "network",
     "arm",
-    "|cos|, median",
-    "|cos|, mean over seeds",
+    r"\|cos\|, median",
+    r"\|cos\|, mean over seeds",
     "less every-10",
     "of the batch",
     "training mode",

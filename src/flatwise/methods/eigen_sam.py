@@ -35,10 +35,11 @@ class EigenSAM(Dialogue):
       before. With BatchNorm or dropout each product takes the gradient in evaluation mode, too.
     - a function, such as `flatwise.curvature.eigenspace(objective)`: the eigenvector of a whole data set, at the cost
       of finding it.
-    - "free": a running average of products with the Hessians of all batches so far, the last ten most. The difference
-      of the step's own two gradients is such a product, at no cost. Where evaluation mode differs (BatchNorm, dropout)
-      it is not, and every fifth step takes one gradient more, in evaluation mode. `every` and `iterations` have no
-      effect. Remembers one vector more, and keeps the first gradient through the second evaluation.
+    - "free", recommended: a running average of products, each with another batch's Hessian, the last ten most. The
+      difference of the step's own two gradients is such a product, at no cost. Where evaluation mode differs (BatchNorm,
+      dropout) it is not, and every fifth step takes one gradient more, in evaluation mode. `every` and `iterations` are
+      left out. Remembers one vector more, and keeps the first gradient through the second evaluation. It needs batches
+      that differ: on a full batch the others are better.
 
     Two evaluations a step. A refresh adds `iterations`, and one for the gradient in evaluation mode unless the first
     refresh found it equal to the training gradient (no BatchNorm, no dropout). At a refresh the host waits for the

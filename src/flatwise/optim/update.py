@@ -25,7 +25,11 @@ def taken(base: Optimizer, method: Method, state: State) -> None:
         made = V.add(before, moving, -1.0)
         V.scale_(made, -1.0)
         untouched = _versions(made)
-        changed = method.update(state, before, made)
+        try:
+            changed = method.update(state, before, made)
+        except BaseException:
+            V.copy_(moving, before)
+            raise
         if changed is made and _versions(made) == untouched:
             return  # the base optimizer's step stands, bitwise
         V.copy_(moving, before)

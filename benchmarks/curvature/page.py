@@ -46,8 +46,8 @@ MEMORY = """
 
 The search for the top eigenvalue of torchvision's ResNet-50 (25.6 million weights, 102 MB in float32) on {images} images of
 {side} x {side}, at the settings of "within 1 %": by how much the resident set grows, at its peak, from when model and images are
-there. Each row is the median of processes of its own. Copies are multiples of the weights. A Lanczos search keeps a vector for each
-product; power iterations keep one, and were stopped after ten products, converged or not.
+there. Each row is the median of processes of its own. Copies are multiples of the weights. A Lanczos search keeps a vector for
+each product; power iterations keep one, and were stopped after ten products, converged or not.
 
 | | settings | products | GB | copies of the weights |
 |---|---|---|---|---|

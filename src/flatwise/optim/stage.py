@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flatwise import modules
 from flatwise import vectors as V
-from flatwise.methods import At, Evaluation
+from flatwise.methods import At
 from flatwise.modules import Buffers, Modes, RandomState
 from flatwise.optim.backup import Backup
 from flatwise.optim.replicas import Replicas
@@ -82,9 +82,7 @@ class Stage:
             self.displacement_norm = self._length_of(vector, factor, at.by_group)
 
     def norm(self, vector: Vector) -> Tensor:
-        """The norm of a gradient or a direction. That of the very one before is known: a request along a gradient, or a step along
-        the last one, does not compute it again.
-        """
+        """The norm of a gradient or a direction. That of the last one is known: going along it does not compute it again."""
         return self._last.of(vector)
 
     def clear_gradients(self) -> None:

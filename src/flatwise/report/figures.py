@@ -62,7 +62,7 @@ def loss_figure(study: Study, styles: Mapping[str, Style]) -> list[Figure]:
 
 def _accuracy(study: Study, styles: Mapping[str, Style]) -> Figure:
     lines = _lines(study, styles, "test_accuracy", factor=100.0)
-    window = _late_window(lines)
+    window = _late_window(_shown(study, lines))
     caption = "The first probes lie below the frame; double-click for all of them." if window else ""
     return _figure(
         "accuracy", "Test accuracy", caption, study, lines, "test accuracy (%)", window=window, bounds=PERCENT
@@ -128,12 +128,18 @@ def _figure(
     window: tuple[float, float] | None = None,
 ) -> Figure:
     axis = axis_of(study)
-    span = window or _span(lines, log, bounds)
+    shown = _shown(study, lines)
+    span = window or _span(shown, log, bounds)
     data = [trace for line in lines for trace in line_traces(line)]
     layout = base_layout(AXIS_TITLES[axis], unit, extent([line.curve for line in lines]), span, log=log)
-    labelled = prominent(study)
-    layout["annotations"] = _end_labels([line for line in lines if line.curve.arm.name in labelled], span, log)
+    layout["annotations"] = _end_labels(shown, span, log)
     return Figure(f"{study.kind}-{name}", title, caption, data, layout)
+
+
+def _shown(study: Study, lines: Sequence[Line]) -> list[Line]:
+    """Those that are seen at first: they make the axis, and have a label at their end."""
+    first = prominent(study)
+    return [line for line in lines if line.curve.arm.name in first] or list(lines)
 
 
 def base_layout(x_title: str, y_title: str, x: Sequence[float], y: Sequence[float], *, log: bool) -> Json:

@@ -56,6 +56,7 @@ SCHEMES = {
     "euler-maruyama": Scheme(euler_maruyama, strong=0.5, weak=1.0, without_noise=1.0),
     "heun": Scheme(heun, strong=0.5, weak=1.0, without_noise=2.0),
 }
+"""The schemes by name."""
 
 
 @dataclass(frozen=True)

@@ -277,18 +277,25 @@ def described(values: list[float] | None) -> str:
 
 
 def table(results: dict[str, dict[str, list[float]]]) -> str:
-    """A row for each method, two columns for each network: ours and theirs."""
-    networks = [NETWORKS[key].label for key in results]
-    head = ["", "evaluations", *(cell for label in networks for cell in (label, "`pytorch_optimizer`"))]
-    names = [name for name in methods.names() if any(name in columns for columns in results.values())]
-    lines = [head, ["---"] * len(head), *(row(name, results) for name in names)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    """A row for each contender, theirs below ours, and a column for each network."""
+    head = ["", "evaluations", *(NETWORKS[key].label for key in results)]
+    timed = {name for columns in results.values() for name in columns}
+    rows = [row(name, shown, results) for name, shown in listed().items() if name in timed]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows])
 
 
-def row(name: str, results: dict[str, dict[str, list[float]]]) -> list[str]:
-    cost = EVALUATIONS.get(name, methods.by_name(name).cost)
-    cells = [described(columns.get(key)) for columns in results.values() for key in (name, f"pytorch_optimizer {name}")]
-    return [f"{name}, {NOTES[name]}" if name in NOTES else name, f"{cost:.4g}", *cells]
+def listed() -> dict[str, list[str]]:
+    """What stands in the first two columns for each contender, in order."""
+    found: dict[str, list[str]] = {}
+    for name in methods.names():
+        cost = EVALUATIONS.get(name, methods.by_name(name).cost)
+        found[name] = [f"{name}, {NOTES[name]}" if name in NOTES else name, f"{cost:.4g}"]
+        found[f"pytorch_optimizer {name}"] = [f"{name} of `pytorch_optimizer`", "2"]
+    return found
+
+
+def row(name: str, shown: list[str], results: dict[str, dict[str, list[float]]]) -> list[str]:
+    return [*shown, *(described(columns.get(name)) for columns in results.values())]
 
 
 def main() -> None:

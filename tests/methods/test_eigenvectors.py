@@ -112,11 +112,15 @@ def test_within_an_interval_a_spread_search_goes_on_at_its_turns():
 
 
 @pytest.mark.parametrize("method", [EigenSAM, XSAM, EigenvaluePenalty])
-@pytest.mark.parametrize("source", ["power", "lanczos", fixed_space])
+@pytest.mark.parametrize(
+    "settings",
+    [{"source": "power", "iterations": 2}, {"source": "lanczos", "iterations": 2}, {"source": fixed_space}],
+    ids=["power", "lanczos", "function"],
+)
 @every_base
-def test_resuming_after_any_step_continues_bitwise(method, source, base):
+def test_resuming_after_any_step_continues_bitwise(method, settings, base):
     """Also between two products of a spread search."""
-    tracking = method(rho=0.1, every=3, iterations=2, source=source)
+    tracking = method(rho=0.1, every=3, **settings)
     data = batches(6)
     run = build(tracking, base)
     saved = [copy.deepcopy((run.model.state_dict(), run.opt.state_dict()))]
@@ -207,6 +211,12 @@ def test_an_unknown_source_is_answered_with_those_that_there_are(method):
         method(source="lancos")
 
 
+@pytest.mark.parametrize("method", [EigenSAM, XSAM, EigenvaluePenalty])
+def test_a_function_has_no_number_of_iterations(method):
+    with pytest.raises(ValueError, match="iterations has no effect with a function as source"):
+        method(source=fixed_space, iterations=3)
+
+
 def test_more_vectors_than_one_are_refused_and_the_weights_are_as_before():
     run = build(EigenSAM(source=lambda known, weights: [*known, *known]))
     before = flat(mlp().parameters())
@@ -224,9 +234,9 @@ def test_more_vectors_than_one_are_refused_and_the_weights_are_as_before():
         (EigenSAM(every=5, iterations=2, source="power"), 2.4),
         (EigenSAM(every=5, iterations=2, source="lanczos"), 2.4),
         (EigenSAM(every=2, iterations=5, source="lanczos"), 3.0),
-        (EigenSAM(every=5, iterations=2, source=fixed_space), 2.0),
+        (EigenSAM(every=5, source=fixed_space), 2.0),
         (EigenvaluePenalty(every=5, iterations=2), 3.4),
-        (EigenvaluePenalty(every=5, iterations=2, source=fixed_space), 3.0),
+        (EigenvaluePenalty(every=5, source=fixed_space), 3.0),
         (XSAM(every=5, iterations=2, source="lanczos"), 2.4),
     ],
 )

@@ -159,3 +159,13 @@ def test_a_step_on_a_gradient_alone_is_refused_since_the_loss_is_not_known():
 def test_an_argument_out_of_its_range_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PRGD(**options)
+
+
+def test_a_negative_loss_is_skipped_rather_than_climbed():
+    run = build(PRGD())
+    before = flat(run.params)
+    for p in run.opt.passes():
+        p.backward(-1.0 - sum(q.square().sum() for q in run.params))
+    run.opt.step()
+    assert torch.equal(flat(run.params), before)
+    assert run.opt.diagnostics["skipped"] == 1

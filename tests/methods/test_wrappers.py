@@ -36,6 +36,7 @@ from flatwise.methods import (
     EigenSAM,
     Interval,
     Late,
+    LookSAM,
     MomentumSAM,
     Stable,
     drive,
@@ -82,6 +83,16 @@ def test_one_evaluation_at_displaced_weights_has_no_gradient_at_the_weights():
 def test_around_a_method_that_asks_at_the_weights_it_costs_nothing():
     assert counts(Stable(SAM()), 3) == [2, 2, 2]
     assert counts(Stable(TSAM(samples=2)), 3) == [5, 5, 5]
+
+
+def test_one_evaluation_at_the_weights_is_rescaled_too():
+    """Between its SAM steps LookSAM turns and lengthens the gradient after a single evaluation."""
+    method = Stable(LookSAM(rho=0.3, every=5))
+    state = state_at(method, W)
+    state.step, state.vectors["orthogonal_gradient"] = 1, [torch.ones_like(W)]
+    found = drive(method, evaluate_around(W, H), state)[0]
+    torch.testing.assert_close(found.norm(), G.norm())
+    assert not torch.allclose(found, G)
 
 
 def test_probes_are_not_taken_for_the_gradient():

@@ -50,14 +50,14 @@ def test_what_the_correction_does_not_leave_is_counted() -> None:
     weak = shifted("weak", 0.03, 0.02)
     (accuracy, *_) = summary(Study("", "comparison", "", [*CROWD, weak], [*PAIRS, ("weak", "sgd")]))
     assert "WEAK" not in accuracy
-    assert accuracy.endswith("no difference is shown for the other 9 (1 of them differ by their own interval alone).")
+    assert accuracy.endswith("no difference is shown for the other 9 (1 of 9 by its own interval alone).")
 
 
 def test_a_crowd_without_any_difference() -> None:
     (accuracy, *_) = summary(
         Study("", "comparison", "", CROWD[:1] + CROWD[2:10], [(f"m{i}", "sgd") for i in range(8)] * 2)
     )
-    assert accuracy.endswith("(Holm), no difference is shown for any of 16 methods.")
+    assert accuracy.endswith("(Holm), no difference is shown for any of 16.")
 
 
 def test_figures_begin_with_the_references_and_the_most_accurate() -> None:

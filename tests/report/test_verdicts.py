@@ -23,10 +23,18 @@ def criterion(values, least=None, most=None, *, decisive=True):
         ([1.0], 0.5, None, "undecided"),
         ([1.0, 1.0, 1.0], 0.5, None, "undecided"),  # equal by chance: nothing is known of the spread
         ([1.0, float("nan")], 0.5, None, "undecided"),
+        ([1.0, 1.1, 1.2, float("nan")], 0.5, None, "undecided"),  # the seed that diverged is no random one
+        ([1.0, 1.1, 1.2, float("nan")], 2.0, None, "undecided"),
     ],
 )
 def test_the_whole_interval_decides(values, least, most, verdict):
     assert criterion(values, least, most).verdict == verdict
+
+
+def test_seeds_without_a_number_are_counted():
+    assert criterion([1.0, 1.1]).missing == ""
+    assert criterion([1.0, 1.1, float("nan")]).missing == "1 seed without a number"
+    assert criterion([1.0, float("nan"), float("inf")]).missing == "2 seeds without a number"
 
 
 def test_the_power_is_half_the_width_of_the_interval():

@@ -30,14 +30,14 @@ class Compare:
     seeds: int = 3
     """How many seeds: 0, 1, 2 ..."""
 
-    equal: tuple[Literal["steps", "evaluations"], ...] = ()
+    equal: Annotated[tuple[Literal["steps", "evaluations"], ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """Compare at equal steps, at equal gradient evaluations (2 for a step, SAM's), or both; default: steps, or --evaluations."""
 
-    tune: tuple[str, ...] = ()
+    tune: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUES [...]", help_behavior_hint="")] = ()
     """Choose hyper-parameters on a validation split first: rho=0.05,0.1, or multiples of each method's own: rho=x0.5,x1,x2."""
 
     tune_seeds: int = 2
-    """Seeds of each tuning run: 1000, 1001 ... Only these runs hold out --validation, by default 0.1."""
+    """Seeds of each tuning run: 1000, 1001 ... With --tune, these runs alone hold out --validation, 0.1 unless given."""
 
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 

@@ -31,7 +31,7 @@ class Reproduce:
     """All of them."""
 
     scale: Literal["smoke", "small", "paper"] = "small"
-    """small: for two CPU cores; paper: as published, for claims that have it; smoke: whether it runs, which decides nothing."""
+    """small: for two CPU cores; paper: as published, or as large, for claims that have it; smoke: whether it runs, no verdict."""
 
     seeds: int | None = None
     """How many seeds: 0, 1, 2 ...; default: the claim's."""

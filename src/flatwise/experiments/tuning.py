@@ -19,7 +19,11 @@ from flatwise.training.setup import method_settings, values_of
 
 FOLDER = "tuning"
 FIRST_SEED = 1000
-"""The seeds of tuning runs begin here, so that none of them is judged."""
+"""The seeds of tuning runs begin here, so that none of them is judged.
+
+Data whose split is drawn by the seed (digits, a folder without splits) has another split there: test samples of a judged run
+may have been trained on, or validated on, in tuning runs. It is the same for all methods that are tuned.
+"""
 
 SHARE = 0.1
 """Of the training samples that are held out, where the settings do not say."""

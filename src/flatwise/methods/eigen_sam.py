@@ -49,7 +49,7 @@ class EigenSAM(Dialogue):
         rho: the radius; >= 0, and 0 is the base optimizer at one evaluation.
         alpha: the share of the eigenvector; >= 0, and 0 is SAM. The paper tunes it over 0.05, 0.1, 0.2.
         every: steps between refreshes; >= 1.
-        iterations: Hessian-vector products a refresh; >= 1.
+        iterations: Hessian-vector products a refresh; >= 1. Left out where `source` is a function.
         source: where the eigenvector comes from: a name, or an `Eigenspace`.
 
     Raises:
@@ -240,6 +240,10 @@ def _check_refreshes(every: object, iterations: object, source: object) -> None:
     positive_integer("every", every)
     positive_integer("iterations", iterations)
     check_source(source)
+    if callable(source) and iterations != EigenSAM.iterations:
+        raise ValueError(
+            "iterations has no effect with a function as source, which goes by its own tolerance; leave it out"
+        )
 
 
 def _cost(method: EigenSAM | EigenvaluePenalty | XSAM, looks: bool, alone: float) -> float:

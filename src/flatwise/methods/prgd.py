@@ -22,9 +22,9 @@ class PRGD(Dialogue):
     multiplied by `growth` instead of updated. One evaluation a step. The paper leaves the times and radii open beyond
     their order, `k` steps and `exp(k)`: these defaults are ours.
 
-    The loss must be positive, and leaps end where it underflows: of an exponential loss in float32 at margins times
-    norms of about 100, in float64 of about 740; from there on nothing moves but by leaps. Weights that are all zero
-    stay zero: begin with some steps without this method, as with `Late`.
+    The loss must be positive: a step at which it is negative is skipped. Leaps end where it underflows, of an
+    exponential loss in float32 at margins times norms of about 100, in float64 of about 740; from there on nothing
+    moves but by leaps. Weights that are all zero stay zero: begin with some steps without this method, as with `Late`.
 
     Args:
         every: steps from one leap to the next; >= 1.
@@ -63,7 +63,8 @@ class PRGD(Dialogue):
         """Evaluate at the weights, and step along the gradient of the logarithm of the loss."""
         here = yield At.weights()
         direction = here.release()
-        V.scale_(direction, V.reciprocal(here.loss))
+        along = torch.where(here.loss < 0, torch.nan, V.reciprocal(here.loss))  # else it would go uphill
+        V.scale_(direction, along)
         return direction
 
     def update(self, state: State, weights: Vector, update: Vector) -> Vector:

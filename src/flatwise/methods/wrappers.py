@@ -7,6 +7,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Self
 
+import torch
 from torch import Tensor
 
 from flatwise import vectors as V
@@ -95,29 +96,28 @@ class Stable(Wrapper):
     def passes(self, state: State) -> Passes:
         """The dialogue of the method within, listened to for the gradient at the weights."""
         norms: list[Tensor] = []
-        direction, evaluations = yield from _overheard(self.method.passes(state), norms)
-        if norms and evaluations == 1:  # the base optimizer's gradient, bitwise
-            return direction
+        direction = yield from _overheard(self.method.passes(state), norms)
         if not norms:
             here = yield At.weights()
             norms.append(V.norm(here.release()))
-        V.scale_(direction, norms[-1] * V.reciprocal(V.norm(direction)))
+        norm, wanted = V.norm(direction), norms[-1]
+        # The gradient itself stays as it is, bitwise.
+        V.scale_(direction, torch.where(norm == wanted, 1.0, wanted * V.reciprocal(norm)))
         return direction
 
 
-def _overheard(dialogue: Passes, norms: list[Tensor]) -> Generator[At, Evaluation, tuple[Vector, int]]:
-    """A dialogue's direction and number of evaluations, while the norms of gradients at the weights are written down."""
-    requests, evaluations = [next(dialogue)], 0
+def _overheard(dialogue: Passes, norms: list[Tensor]) -> Generator[At, Evaluation, Vector]:
+    """A dialogue's direction, while the norms of gradients at the weights are written down."""
+    requests = [next(dialogue)]
     while True:
         is_of_weights = requests[0].vector is None and not requests[0].probe
         answer = yield requests.pop()  # a gradient that the method has released need not live through the evaluation
-        evaluations += 1
         if is_of_weights:
             norms.append(V.norm(answer.gradient))
         try:
             requests.append(dialogue.send(answer))
         except StopIteration as finished:
-            return finished.value, evaluations
+            return finished.value
 
 
 class _Now(Wrapper, ABC):

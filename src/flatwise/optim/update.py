@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch.optim import Optimizer
 
@@ -15,9 +17,10 @@ def taken(base: Optimizer, method: Method, state: State) -> None:
 
     It is shown what the base optimizer moves: parameters without a gradient stay as they are.
     """
-    if not (isinstance(method, Dialogue) and method.changes_update):
+    if not getattr(method, "changes_update", False):
         base.step()
         return
+    method = cast(Dialogue, method)
     moving = [p if p is not None and p.grad is not None else None for p in state.weights]
     before = V.clone(moving)
     base.step()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from flatwise.report.page import plotly, script_json, template
 from flatwise.report.palette import OTHERS, transparent
 from flatwise.report.provenance import flat, shown
 from flatwise.report.verdicts import Judged, Verdict, judged, verdict_of
-from flatwise.runs import read_mapping, replacing
+from flatwise.runs import encode, read_mapping, replacing
 
 LEGEND = {"x": 0.99, "y": 0.99, "xanchor": "right", "yanchor": "top", "bgcolor": "rgba(0,0,0,0)"}
 LINES = ("#3a3a3a", "#d95f0e", "#12967a", *OTHERS)
@@ -73,7 +72,7 @@ def tell(file: Path) -> Told:
     criteria = [judged(criterion) for criterion in found["criteria"]]
     figures = [_figure(found["name"], i, panel) for i, panel in enumerate(found["panels"])]
     verdict: Verdict = "undecided" if found["scale"] == "smoke" else verdict_of(criteria)
-    return Told(found, criteria, verdict, figures, json.dumps(found))
+    return Told(found, criteria, verdict, figures, encode(found))
 
 
 def verdict_lines(files: Sequence[Path]) -> list[str]:
@@ -82,10 +81,14 @@ def verdict_lines(files: Sequence[Path]) -> list[str]:
 
 
 def _line(claim: Told) -> str:
-    numbers = "; ".join(f"{c.name} {c.mean} ({c.range}; wanted: {c.wanted})" for c in claim.criteria if c.decisive)
+    numbers = "; ".join(_number(c) for c in claim.criteria if c.decisive)
     return (
         f"{claim.found['name']} ({claim.found['scale']}, {len(claim.found['seeds'])} seeds): {claim.verdict}. {numbers}"
     )
+
+
+def _number(c: Judged) -> str:
+    return f"{c.name} {c.mean} ({'; '.join(filter(None, (c.range, f'wanted: {c.wanted}', c.missing)))})"
 
 
 def _figure(claim: str, number: int, panel: dict[str, Any]) -> Figure:

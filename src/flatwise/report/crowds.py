@@ -34,14 +34,17 @@ def _sentence(reference: Arm, group: Sequence[Difference], name: str, number: in
     """Who differs also when it is corrected for the number of differences; of the others, how many do by their own interval."""
     standing = [(word, [d for d in group if d.verdict == word and d.stands]) for word in ("higher", "lower")]
     clauses = [f"is {word} with {_listed(those)}" for word, those in standing if those]
-    left = [d for d in group if not d.stands]
-    if left:
-        alone = sum(d.verdict in ("higher", "lower") for d in left)
-        own = f" ({alone} of them differ by their own interval alone)" if alone else ""
-        whom = f"the other {len(left)}" if clauses else f"any of {len(left)} methods"
-        clauses.append(f"no difference is shown for {whom}{own}")
+    if left := [d for d in group if not d.stands]:
+        whom = "the other" if clauses else "any of"
+        clauses.append(f"no difference is shown for {whom} {len(left)}{_alone(left)}")
     correction = f", corrected for {number} differences (Holm),"
     return f"Over {_seeds(group)}, {name} against {reference.label}{correction} {'; '.join(clauses)}."
+
+
+def _alone(left: Sequence[Difference]) -> str:
+    """How many differ only where nothing is corrected."""
+    number = sum(d.verdict in ("higher", "lower") for d in left)
+    return f" ({number} of {len(left)} by {'its' if number == 1 else 'their'} own interval alone)" if number else ""
 
 
 def _listed(found: Sequence[Difference]) -> str:

@@ -21,7 +21,8 @@ class Judged:
         meaning: in a sentence.
         interval: of the mean over seeds, Student's t.
         wanted: where it must lie, in words.
-        verdict: "confirmed" where the whole interval lies there, "not confirmed" where all of it lies outside, else "undecided".
+        verdict: "confirmed" where the whole interval lies there, "not confirmed" where all of it lies outside, else "undecided";
+            also where a seed gave no number: those that diverge are no random sample of the seeds.
         power: the smallest distance from a bound that would have been decided, half the interval's width; None with one seed.
         decisive: whether it decides the claim.
         values: one for each seed.
@@ -46,6 +47,12 @@ class Judged:
         """The interval; empty with one seed."""
         low, high = self.interval.low, self.interval.high
         return "" if low is None or high is None else f"{compact(low)} to {compact(high)}"
+
+    @property
+    def missing(self) -> str:
+        """How many seeds gave no number, in words; empty where all did."""
+        number = self.interval.excluded
+        return f"{number} {'seed' if number == 1 else 'seeds'} without a number" if number else ""
 
     @property
     def seeds(self) -> list[str]:
@@ -83,7 +90,7 @@ def verdict_of(criteria: Sequence[Judged]) -> Verdict:
 
 
 def _verdict(interval: Interval, least: float | None, most: float | None) -> Verdict:
-    if interval.low is None or interval.high is None or interval.degenerate:
+    if interval.low is None or interval.high is None or interval.degenerate or interval.excluded:
         return "undecided"
     above = least is None or interval.low >= least
     below = most is None or interval.high <= most

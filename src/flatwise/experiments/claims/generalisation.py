@@ -132,7 +132,7 @@ NOISE_STABILITY = _claim(
 
 UNIVERSAL_SAM = _claim(
     "universal-sam",
-    "Each of the universal class lowers its own measure against SGD: Trace-SAM the trace, Frob-SAM the top eigenvalue.",
+    "Against SGD Trace-SAM lowers the trace, and Frob-SAM the top eigenvalue, which the Frobenius norm bounds.",
     "arXiv 2406.03682",
     "Trace-SAM with rho 2, Frob-SAM with rho 0.01 and strength 0.005, as in the code for a small task.",
     {

@@ -193,6 +193,12 @@ def test_adamw_and_bfloat16_and_channels_last_train(tmp_path):
     assert run.summary["train_loss"] < 3
 
 
+def test_how_much_is_measured_changes_nothing_for_a_method_that_looks_at_the_hessian(tmp_path):
+    bulk = TrainConfig(method="bulk-sgd", subset=100, widths=(8,), steps=3, hyper=("k=2",), curvature=False)
+    ends = [train(replace(bulk, probe_samples=n), tmp_path / f"{n}").summary["test_loss"] for n in (None, 20)]
+    assert ends[0] == ends[1]
+
+
 def test_probe_samples_cannot_exceed_the_data(tmp_path):
     with pytest.raises(ValueError, match="only 200 training samples"):
         train(replace(SMALL, probe_samples=300), tmp_path / "run")

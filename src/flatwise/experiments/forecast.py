@@ -20,7 +20,7 @@ from flatwise.tasks import Task
 from flatwise.training import TrainConfig, resolved
 from flatwise.training.batches import Batches
 from flatwise.training.loop import load_task, surroundings
-from flatwise.training.probes import Probe
+from flatwise.training.probes import Probe, objective_of
 from flatwise.training.schedule import Schedule
 from flatwise.training.setup import affordable, build_loss, build_method, build_network, build_optimizer, evaluations_in
 from flatwise.training.stepping import Stepping
@@ -140,8 +140,8 @@ def _timed(config: TrainConfig) -> tuple[float, float]:
     with surroundings(config):
         model = build_network(config, task)
         schedule = Schedule(config, batches.per_epoch, affordable(config))
-        objective = Probe(config, task, model, build_loss(config), full_batch=batches.is_full).objective
-        optimizer = build_optimizer(config, model, build_method(config, schedule.total, objective))
+        whole = objective_of(model, build_loss(config), (task.train_inputs, task.train_targets))
+        optimizer = build_optimizer(config, model, build_method(config, schedule.total, whole))
         stepping = Stepping(config, model, optimizer)
         stepping.take(*batches.at(0), config.lr or 0.0)
         started, evaluations = time.perf_counter(), 0.0

@@ -82,7 +82,8 @@ class SAM(Dialogue):
 class ReverseSAM(SAM):
     """Reverse-SAM (arXiv 2501.12666): the gradient at `w - rho * g / |g|`, the control that seeks sharpness.
 
-    Two evaluations a step. Second-order theories of SAM predict that it does as well as SAM; it does not.
+    Two evaluations a step. To first order in rho it climbs the gradient norm that SAM descends, to second order the two
+    are the same: what they have in common cannot come from the first.
 
     Args:
         rho: the norm of the displacement; >= 0, and 0 is the base optimizer at one evaluation.

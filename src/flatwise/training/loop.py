@@ -21,7 +21,7 @@ from flatwise.training.claim import claimed
 from flatwise.training.config import TrainConfig
 from flatwise.training.interruption import Interrupted, Interruption
 from flatwise.training.mirrors import Mirror, Mirrors
-from flatwise.training.probes import Measurement, Probe
+from flatwise.training.probes import Measurement, Probe, objective_of
 from flatwise.training.progress import step_progress
 from flatwise.training.schedule import Schedule
 from flatwise.training.session import Session
@@ -79,7 +79,9 @@ def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors)
     batches = Batches(task, config.batch_size, config.seed)
     schedule = Schedule(config, batches.per_epoch, affordable(config))
     probe = Probe(config, task, model, build_loss(config), full_batch=batches.is_full, validation=validation)
-    method = build_method(config, schedule.total, probe.objective)
+    # What is measured must not change what is trained, so a method that looks at the Hessian has all samples to itself.
+    whole = objective_of(model, build_loss(config), (task.train_inputs, task.train_targets))
+    method = build_method(config, schedule.total, whole)
     optimizer = build_optimizer(config, model, method, schedule.rho_factor)
     stepping = Stepping(config, model, optimizer)
 

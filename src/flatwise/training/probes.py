@@ -76,9 +76,7 @@ class Probe:
         self._train = list(chunks(inputs, targets))
         splits = ((inputs, targets), validation, (task.test_inputs, task.test_targets))
         self._splits = {name: list(chunks(*split)) for name, split in zip(SPLITS, splits, strict=True) if split}
-        self.objective = Objective(
-            model, lambda model, batch: loss(model(batch[0]), batch[1]), self._train, mode="eval"
-        )
+        self.objective = objective_of(model, loss, (inputs, targets))
         self.tracker = EigenTracker(tol=config.eigen_tol)
         self._on = f"{len(inputs):,} training samples, evaluation mode, float32"
         self._has_edge = is_derived(config, full_batch=full_batch, mode_matters=self._mode_matters())
@@ -146,6 +144,11 @@ class Probe:
                 right += int((outputs.argmax(-1) == targets).sum())
                 number += len(targets)
         return loss / number, right / number
+
+
+def objective_of(model: nn.Module, loss: Loss, data: Batch) -> Objective:
+    """The mean loss of some data in evaluation mode, as a function of the weights."""
+    return Objective(model, lambda model, batch: loss(model(batch[0]), batch[1]), list(chunks(*data)), mode="eval")
 
 
 def _chosen(config: TrainConfig, task: Task) -> Batch:

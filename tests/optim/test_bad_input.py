@@ -207,6 +207,14 @@ def test_what_is_no_base_optimizer(base):
         fw.SharpnessAware(base, methods.SAM(), model=mlp())
 
 
+def test_a_base_optimizer_that_climbs():
+    """Displaced uphill, a loss that is to be maximised is seen at its best and not at its worst."""
+    model = nn.Linear(2, 1)
+    for base in (torch.optim.SGD, torch.optim.AdamW):
+        with pytest.raises(MISTAKE, match="maximize=True"):
+            fw.SharpnessAware(base(model.parameters(), lr=0.1, maximize=True), methods.SAM(), model=model)
+
+
 def test_lbfgs_as_base():
     model = mlp()
     with pytest.raises(MISTAKE, match="LBFGS"):

@@ -27,6 +27,10 @@ def said(*arms: Arm, pairs: list[tuple[str, str]]) -> list[str]:
     return summary(Study("", "comparison", "", arms, pairs))
 
 
+def accuracies(one: Arm) -> list[float]:
+    return [trial.summary["test_accuracy"] for trial in one.trials]
+
+
 SGD = arm("sgd", [0.939, 0.941, 0.930, 0.945, 0.938])
 SAM = arm("sam", [0.953, 0.957, 0.944, 0.962, 0.952])
 EIGEN = arm("eigen-sam", [0.955, 0.954, 0.946, 0.957, 0.951], "Eigen-SAM")
@@ -42,6 +46,17 @@ def test_a_clear_and_an_unclear_difference() -> None:
         "Over 5 seeds, the top Hessian eigenvalue is higher with SAM than with SGD (9.54 against 9.39; 95 % interval of the "
         "difference 0.132 to 0.168); no difference is shown between Eigen-SAM and SAM (−0.010, interval −0.048 to 0.028)."
     )
+
+
+def test_a_difference_that_its_own_interval_alone_shows_says_so() -> None:
+    barely = arm(
+        "barely", [a + gain for a, gain in zip(accuracies(SGD), [0.002, 0.011, 0.004, 0.003, 0.006])], "Barely"
+    )
+    alone, _ = said(SGD, barely, pairs=[("barely", "sgd")])
+    among, _ = said(SGD, EIGEN, SAM, barely, pairs=[("barely", "sgd"), ("eigen-sam", "sam"), ("eigen-sam", "barely")])
+    assert "corrected" not in alone
+    assert "is higher with Barely than with SGD by 0.5 points" in alone
+    assert "not when corrected for all differences, p 0." in among
 
 
 def test_a_loss_is_said_with_positive_points() -> None:

@@ -35,6 +35,11 @@ def test_paths_do_not_know_of_each_other():
     torch.testing.assert_close(together, one_by_one)
 
 
+def test_a_chunk_without_vmap_is_refused():
+    with pytest.raises(ValueError, match="chunk has no effect"):
+        Ensemble(network(), vectorised=False, chunk=2)
+
+
 def test_each_path_can_have_a_batch_of_its_own():
     ensemble = Ensemble(network())
     x = ensemble.weights.expand(4, -1)
@@ -164,6 +169,15 @@ def test_a_wrong_third_derivative_is_found_out():
 @pytest.mark.parametrize("middle", [nn.Tanh, nn.ReLU, nn.GELU])
 def test_a_right_third_derivative_is_not(middle, dtype):
     sam_sde(network(middle, dtype), LR, rho=0.1, order=3)
+
+
+def test_the_losses_are_an_objective_or_its_ensemble():
+    objective = network()
+    one, other = (discrete(losses, gradient, LR, 2) for losses in (objective, Ensemble(objective)))
+    assert torch.equal(one.last, other.last)
+    for make in (lambda m: sam_sde(m, LR, rho=0.1), lambda m: discrete(m, gradient, LR, 2)):
+        with pytest.raises(TypeError, match=r"must be a flatwise.Objective.* got Linear"):
+            make(nn.Linear(2, 1))
 
 
 def test_what_is_no_function_of_the_weights_is_refused():

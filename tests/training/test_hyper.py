@@ -10,6 +10,7 @@ from flatwise.training.setup import affordable, build_method, evaluations_in, me
     [
         ("samples=3", hyper.Hyper("samples", 3)),
         ("rho=0.5", hyper.Hyper("rho", 0.5)),
+        ("rho=.5", hyper.Hyper("rho", 0.5)),
         ("scaled=all", hyper.Hyper("scaled", "all")),
         ("on=true", hyper.Hyper("on", True)),
         ("stop=null", hyper.Hyper("stop", None)),

@@ -94,7 +94,7 @@ def _check_words(methods: Sequence[str], settings: Settings) -> None:
     """Refuse words of `hyper` that reach nobody."""
     for entry in map(hyper.read, settings.hyper):
         if entry.method is not None and entry.method not in methods:
-            raise ValueError(f"hyper names the method {entry.method!r}{nearest(entry.method, methods)}")
+            raise ValueError(f"hyper names {entry.method!r}, which is not compared{nearest(entry.method, methods)}")
         reached = [entry.method] if entry.method else methods
         known = {name for method in reached for name in method_settings(method)}
         if entry.name not in known:

@@ -69,9 +69,11 @@ class AESAM(Dialogue):
         return there.release()
 
     def _is_large(self, here: Evaluation, state: State) -> bool:
-        square = float(V.norm(here.gradient)) ** 2
+        norm = float(V.norm(here.gradient))
+        square = norm * norm  # a power would raise where it overflows
         first, share = not state.numbers[MEAN], min(state.step / self.steps, 1.0)
         mean = square if first else self.decay * state.numbers[MEAN] + (1 - self.decay) * square
-        variance = self.decay * state.numbers[VARIANCE] + (1 - self.decay) * (square - mean) ** 2
+        apart = square - mean
+        variance = self.decay * state.numbers[VARIANCE] + (1 - self.decay) * apart * apart
         state.numbers |= {MEAN: mean, VARIANCE: variance}
         return square >= mean + (self.start + (self.end - self.start) * share) * variance**0.5

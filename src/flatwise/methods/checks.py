@@ -60,10 +60,10 @@ def share(name: str, value: object) -> None:
         raise ValueError(f"{name} must be in (0, 1], got {value!r}")
 
 
-def one_of(name: str, value: object, known: Sequence[str]) -> None:
-    """Refuse anything but one of the names."""
+def one_of(name: str, value: object, known: Sequence[str], otherwise: str = "") -> None:
+    """Refuse anything but one of the names; `otherwise` goes on with what else would be right."""
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}{otherwise}, got {value!r}")
 
 
 def a_function(name: str, value: object) -> None:

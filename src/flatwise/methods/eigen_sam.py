@@ -68,7 +68,7 @@ class EigenSAM(Dialogue):
         if self.source == "free":
             _check_no_refreshes(self.every, self.iterations)
         else:
-            _check_refreshes(self.every, self.iterations, self.source)
+            _check_refreshes(self.every, self.iterations, self.source, "free")
 
     @property
     def cost(self) -> float:
@@ -236,10 +236,10 @@ def _check_no_refreshes(every: object, iterations: object) -> None:
         )
 
 
-def _check_refreshes(every: object, iterations: object, source: object) -> None:
+def _check_refreshes(every: object, iterations: object, source: object, *more: str) -> None:
     positive_integer("every", every)
     positive_integer("iterations", iterations)
-    check_source(source)
+    check_source(source, *more)
     if callable(source) and iterations != EigenSAM.iterations:
         raise ValueError(
             "iterations has no effect with a function as source, which goes by its own tolerance; leave it out"

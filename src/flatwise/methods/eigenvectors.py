@@ -38,10 +38,15 @@ Name = Literal["ritz", "power", "lanczos"]
 Source: TypeAlias = Name | Eigenspace
 
 
-def check_source(source: object) -> None:
-    """Refuse anything but a name or a function."""
+def check_source(source: object, *more: str) -> None:
+    """Refuse anything but a name, one of `more` names, or a function."""
     if not callable(source):
-        one_of("source", source, get_args(Name))
+        one_of(
+            "source",
+            source,
+            (*get_args(Name), *more),
+            " or a function, such as flatwise.curvature.eigenspace(objective)",
+        )
 
 
 def memory(vectors: Vector, source: Source, iterations: int) -> State:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 UNSEEN = (
     "this method goes on with part of the samples, and has not seen their losses: in every pass, "
-    "p.backward(p.chosen(losses).mean()) with the loss of each sample (reduction='none')"
+    "p.backward(p.chosen(losses).mean()) with the loss of each sample (reduction='none'). A closure cannot: drive the step "
+    "with optimizer.passes()"
 )
 
 CHANGED = (

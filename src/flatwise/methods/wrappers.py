@@ -20,6 +20,9 @@ from flatwise.vectors import Vector
 class Wrapper(Dialogue):
     """A method that lets another one speak, and has its rho, its memory and its needs.
 
+    The other one counts the base optimizer's steps, not its turns: what it does at every k-th step falls on those of
+    them at which it is its turn. `Interval(LookSAM(every=5), every=5)` is SAM whenever it speaks.
+
     Args:
         method: the other one.
 

@@ -45,6 +45,11 @@ def base(optimizer: object, wrapper: type) -> None:
             f"{type(optimizer).__name__} differentiates gradients again, whose graph is gone after a pass; "
             "use another base optimizer"
         )
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError(
+            "with maximize=True the base optimizer climbs, and SAM would look for its loss uphill, not downhill: "
+            "leave maximize out and train on the negative of what is to be maximised"
+        )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     _parameters(parameters)
     if not any(p.requires_grad for p in parameters):

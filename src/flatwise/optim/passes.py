@@ -157,7 +157,8 @@ class Pass:
         if not self._open:
             raise RuntimeError("this pass is over; call backward or record inside the loop over passes")
         if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise TypeError(f"the loss of a pass must be a tensor with one element, got {loss!r}")
+            got = f"shape {list(loss.shape)}: take its mean" if isinstance(loss, Tensor) else repr(loss)
+            raise TypeError(f"the loss of a pass must be a tensor with one element, got {got}")
         if not (isfinite(weight) and weight >= 0):
             raise ValueError(f"weight must be finite and not below 0, got {weight!r}")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from flatwise.report.crowds import crowd_sentences
 from flatwise.report.differences import Difference, differences
 from flatwise.report.edges import EdgeRatio, EdgeResult, edge_results, is_gd_edge
-from flatwise.report.quantities import COMPARED, TEST_ACCURACY, TOP_EIGENVALUE, TRACE, Quantity, ratios
+from flatwise.report.quantities import COMPARED, TEST_ACCURACY, TOP_EIGENVALUE, TRACE, Quantity, p_value, ratios
 from flatwise.report.statistics import Interval, mean_interval
 from flatwise.report.study import Arm, Study
 
@@ -108,13 +108,18 @@ def _amount(d: Difference) -> str:
     """How much: a number of points, or else both means and the interval of their difference."""
     if d.quantity.difference_unit:
         size = d.interval if d.interval.mean > 0 else d.interval.negated()
-        return f"by {d.quantity.text(size)} {d.quantity.difference_unit} ({_interval(size, d.quantity)}{_fewer(d)})"
+        return f"by {d.quantity.text(size)} {d.quantity.difference_unit} ({_interval(size, d.quantity)}{_alone(d)}{_fewer(d)})"
     means = " against ".join(_value(mean, d.quantity) for mean in d.means)
-    return f"({means}; {_interval(d.interval, d.quantity, ' of the difference')}{_fewer(d)})"
+    return f"({means}; {_interval(d.interval, d.quantity, ' of the difference')}{_alone(d)}{_fewer(d)})"
 
 
 def _interval(interval: Interval, quantity: Quantity, of: str = "") -> str:
     return f"{INTERVAL}{of} {quantity.range(interval) or 'within rounding'}"
+
+
+def _alone(d: Difference) -> str:
+    """Said next to an interval whose difference is shown only as long as it is not one of several."""
+    return f"; not when corrected for all differences, p {p_value(d.p)}" if d.p > 1 - d.interval.level else ""
 
 
 def _fewer(d: Difference) -> str:

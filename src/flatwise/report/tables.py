@@ -206,7 +206,7 @@ def _arms_table(found: Table, *, wide: bool) -> RichTable:
 
 
 def _differences_table(heading: str, rows: Sequence[DifferenceRow]) -> RichTable:
-    grid = _grid(f"{heading}, paired differences over seeds", "Pair", "Difference", "95 % interval", "p", "")
+    grid = _grid(f"{heading}, paired differences over seeds", "Pair", "Difference", "95 % interval", "p (Holm)", "")
     for row in rows:
         difference = "\n".join(filter(None, (row.cell.text, row.cell.note)))
         grid.add_row(escape(f"{row.first} {MINUS} {row.second}"), difference, row.cell.range, row.p, row.verdict)

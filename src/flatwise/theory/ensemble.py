@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +33,12 @@ class Ensemble:
         chunk: paths in one call at most, >= 1, to save memory; None: all.
 
     Raises:
-        ValueError: batches of several sizes, or a loss that draws random numbers or changes buffers.
+        ValueError: batches of several sizes, a loss that draws random numbers or changes buffers, or a chunk without vmap.
     """
 
     def __init__(self, objective: Objective, *, vectorised: bool = True, chunk: int | None = None) -> None:
+        if chunk is not None and not vectorised:
+            raise ValueError("chunk has no effect without vmap, which takes one path at a time; leave it out")
         self.objective = objective
         self.vectorised = vectorised
         self.chunk = chunk
@@ -105,6 +107,23 @@ class Ensemble:
             raise ValueError(
                 "BatchNorm in training mode changes its buffers: use mode='eval', or another normalisation"
             )
+
+
+def ensemble_of(objective: Objective | Ensemble) -> Ensemble:
+    """The ensemble of an objective, or the ensemble itself.
+
+    Raises:
+        TypeError: it is neither, but a model, say.
+        ValueError: the objective does not serve (see `Ensemble`).
+    """
+    if isinstance(objective, Ensemble):
+        return objective
+    if not isinstance(cast(object, objective), Objective):
+        raise TypeError(
+            "the losses must be a flatwise.Objective(model, loss, batches) or an Ensemble of one, "
+            f"got {type(objective).__name__}"
+        )
+    return Ensemble(objective)
 
 
 class _Bound(nn.Module):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flatwise.methods.checks import positive
 from flatwise.objective import Objective
-from flatwise.theory.ensemble import Ensemble, Field
+from flatwise.theory.ensemble import Ensemble, Field, ensemble_of
 from flatwise.theory.fields import curvature_slope, gradient, sam_expansion
 
 AGREEMENT = 0.01
@@ -64,7 +64,7 @@ def sgd_sde(objective: Objective | Ensemble, lr: float) -> SDE:
         TypeError, ValueError: lr is out of its range, or the objective does not serve (see `Ensemble`).
     """
     positive("lr", lr)
-    return SDE(_ensemble(objective), gradient, lr, "SGD, SDE")
+    return SDE(ensemble_of(objective), gradient, lr, "SGD, SDE")
 
 
 def sam_sde(objective: Objective | Ensemble, lr: float, rho: float, order: int = 3) -> SDE:
@@ -81,14 +81,10 @@ def sam_sde(objective: Objective | Ensemble, lr: float, rho: float, order: int =
         RuntimeError: order 3 of a loss whose third derivative is wrong in torch, such as one with its fused LayerNorm.
     """
     positive("lr", lr)
-    field, ensemble = sam_expansion(rho, order), _ensemble(objective)
+    field, ensemble = sam_expansion(rho, order), ensemble_of(objective)
     if order == 3:
         _check_third_derivative(ensemble)
     return SDE(ensemble, field, lr, f"SAM, SDE of order {order}")
-
-
-def _ensemble(objective: Objective | Ensemble) -> Ensemble:
-    return objective if isinstance(objective, Ensemble) else Ensemble(objective)
 
 
 def _check_third_derivative(ensemble: Ensemble) -> None:

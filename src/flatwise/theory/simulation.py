@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from flatwise.methods.checks import one_of, positive, positive_integer, whole
+from flatwise.objective import Objective
 from flatwise.theory.brownian import Brownian
-from flatwise.theory.ensemble import Ensemble, Field
+from flatwise.theory.ensemble import Ensemble, Field, ensemble_of
 from flatwise.theory.sde import SDE
 
 Observe: TypeAlias = Callable[[Tensor], Mapping[str, Tensor]]
@@ -134,7 +135,7 @@ def simulate(
 
 
 def discrete(
-    ensemble: Ensemble,
+    ensemble: Objective | Ensemble,
     field: Field,
     lr: float,
     steps: int,
@@ -148,7 +149,7 @@ def discrete(
     """The method itself: at each step and for each path, a batch drawn at random, and `x <- x - lr * b_k(x)`.
 
     Args:
-        ensemble: the losses.
+        ensemble: the losses, or an objective whose batches are the mini-batches.
         field: `b_k`, such as `fields.sam(rho)`.
         lr: the learning rate; > 0.
         steps: how many; >= 1.
@@ -159,6 +160,7 @@ def discrete(
     """
     positive("lr", lr)
     positive_integer("steps", steps)
+    ensemble = ensemble_of(ensemble)
     x = _start(ensemble, start, paths)
     generator = torch.Generator().manual_seed(seed)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,7 +25,7 @@ class Hyper:
 
 
 def read(word: str) -> Hyper:
-    """Take a word apart. Numbers, true, false and null are read as JSON; other values are texts.
+    """Take a word apart. Numbers (.5, too), true, false and null are read as such; other values are texts.
 
     Raises:
         ValueError: it is no `name=value` or `method.name=value`.
@@ -68,8 +69,8 @@ def check(words: Iterable[str], flags: Collection[str] = ()) -> None:
 
 
 def _value(text: str) -> Value:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError:
-        return text
-    return text if isinstance(found, (list, dict)) else found
+    for take in (json.loads, float):  # JSON knows neither .5 nor 1.
+        with suppress(ValueError):
+            found = take(text)
+            return text if isinstance(found, (list, dict)) else found
+    return text

@@ -14,9 +14,11 @@
 
   // The margin holds the labels at the ends of the lines; a phone has no room for them, and the key above says the same.
   const labelled = (layout) => (layout.annotations || []).filter((a) => a.name);
+  const pen = document.createElement("canvas").getContext("2d");
   const margin = (layout, width) => {
-    const longest = Math.max(0, ...labelled(layout).map((a) => a.text.length));
-    return { l: 56, t: 12, b: 44, r: width < 420 || !longest ? 12 : Math.min(160, 16 + 6.8 * longest) };
+    pen.font = `12px ${getComputedStyle(document.body).fontFamily}`;
+    const longest = Math.max(0, ...labelled(layout).map((a) => pen.measureText(a.text).width));
+    return { l: 56, t: 12, b: 44, r: width < 420 || !longest ? 12 : Math.min(160, 12 + longest) };
   };
 
   const dressed = (figure, width, height, hidden) => {

@@ -20,10 +20,10 @@ INTERVAL = "interval"
 
 
 def summary(study: Study) -> list[str]:
-    """A sentence on each of test accuracy, top eigenvalue, trace and edge, as far as they were measured.
+    """A sentence on each of test accuracy, top eigenvalue and edge, as far as they were measured.
 
-    A study with sections has those of each of them, after its heading. A crowd of arms has one for each reference, and none on
-    the trace, which goes with the top eigenvalue.
+    A study with sections has those of each of them, after its heading. A crowd of arms has one for each reference. There is none
+    on the trace beside one on the top eigenvalue: it goes with it, and is in the table.
     """
     found = [sentence for part in study.parts if part.kind != "edge" for sentence in _under_heading(part)]
     found += [sentence for part in (study, study.edge) if part for sentence in _edge(part)]
@@ -38,8 +38,13 @@ def _under_heading(study: Study) -> list[str]:
 def _comparison(study: Study) -> list[str]:
     if study.is_crowded:
         return [text for q in COMPARED[:2] for text in crowd_sentences(differences(study, q), NAMES[q.key])]
-    sentences = [_sentence(differences(study, q)) if study.pairs else _levels(study.arms, q) for q in COMPARED]
-    return [sentence for sentence in sentences if sentence]
+    sentences = [_sentence(_of_interest(study, q)) if study.pairs else _levels(study.arms, q) for q in COMPARED]
+    return [sentence for sentence in sentences if sentence][:2]
+
+
+def _of_interest(study: Study, quantity: Quantity) -> list[Difference]:
+    """Without controls beside anything but what they control: the table has those."""
+    return [d for d in differences(study, quantity) if d.first.role != "control"]
 
 
 # --- levels and differences -------------------------------------------------------------------------------------------

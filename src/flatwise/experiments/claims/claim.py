@@ -102,7 +102,8 @@ class Claim:
         scales: the parameters of each scale by name.
         seeds: how many, by scale.
         experiment: of which its numbers are; claims with the same experiment, scales and measure share them. Default: its own.
-        cells: from the parameters to the parts that each seed has; each a small dict of JSON values.
+        cells: from the parameters to the parts that each seed has; each a small dict of JSON values. Default: the parameter
+            "cells", or a single part.
         measure: does the work of a cell with a seed.
         judge: from the parameters and, for each seed, the measured values of all cells, to the outcome.
     """
@@ -116,7 +117,7 @@ class Claim:
     measure: Measure
     judge: Callable[[Values, Sequence[Sequence[Values]]], Outcome]
     experiment: str = ""
-    cells: Callable[[Values], Sequence[Values]] = field(default=lambda preset: [{}])
+    cells: Callable[[Values], Sequence[Values]] = field(default=lambda preset: preset.get("cells", [{}]))
 
     def preset(self, scale: str) -> Values:
         """The parameters of a scale.

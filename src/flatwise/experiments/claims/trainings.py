@@ -20,12 +20,11 @@ def train_arms(preset: Values, cell: Values, seed: int, folder: Path, progress: 
     """All arms of the preset with one seed, one after the other; each continues where it was interrupted.
 
     The preset has `shared` settings, those of each of the `arms` by label, and in `norm_of` the arms that run at the
-    mean displacement norm of another one.
+    mean displacement norm of another one. A cell holds settings of its own for all arms.
     """
-    del cell
     found: Values = {}
     for i, (label, own) in enumerate(preset["arms"].items()):
-        settings = preset["shared"] | own | {"seed": seed}
+        settings = preset["shared"] | cell | own | {"seed": seed}
         if label in preset.get("norm_of", {}):
             settings["rho"] = found[preset["norm_of"][label]]["summary"]["mean_displacement_norm"]
         run = train(

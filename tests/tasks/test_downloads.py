@@ -1,12 +1,16 @@
 import os
+import pickle
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.io import savemat
 from tasks.small_sets import write_images, write_mnist
+from torchvision import datasets
 
 from flatwise.tasks import load_data
 from flatwise.tasks.augment import CropAndFlip
@@ -122,3 +126,69 @@ def test_the_real_data_is_standardised(data_root, name, shape):
         assert split.mean().abs() < 0.06
         assert abs(split.std() - 1) < 0.06
     assert "1,000 training samples" in task.notes
+
+
+def test_cifar100_has_a_hundred_classes_and_is_flipped(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    pixels = (np.arange(4 * 3072) % 256).astype(np.uint8).reshape(4, 3072)
+    for name in ("train", "test"):
+        (folder / name).write_bytes(pickle.dumps({"data": pixels, "fine_labels": [0, 99, 5, 7]}))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [str(i) for i in range(100)]}))
+    monkeypatch.setattr(
+        datasets.CIFAR100, "_check_integrity", lambda self: True
+    )  # of the files' hashes, which ours have not
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    task = load_data("cifar100", root=str(tmp_path), augment=True)
+    assert (task.num_classes, task.augment) == (100, CropAndFlip())
+    wanted = (
+        torch.tensor(pixels[0].reshape(3, 32, 32)) / 255 - torch.tensor([0.5071, 0.4867, 0.4408]).view(3, 1, 1)
+    ) / (torch.tensor([0.2675, 0.2565, 0.2761]).view(3, 1, 1))
+    torch.testing.assert_close(task.train_inputs[0], wanted)
+
+
+def test_svhn_lies_in_a_folder_of_its_own_and_its_ten_is_zero(tmp_path, monkeypatch):
+    (tmp_path / "svhn").mkdir()
+    pixels = (np.arange(32 * 32 * 3 * 5) % 256).astype(np.uint8).reshape(32, 32, 3, 5)
+    for split in ("train", "test"):
+        labels = {"X": pixels, "y": np.array([[1], [10], [9], [2], [3]], dtype=np.uint8)}
+        savemat(tmp_path / "svhn" / f"{split}_32x32.mat", labels)
+    monkeypatch.setattr(
+        datasets.SVHN, "_check_integrity", lambda self: True
+    )  # of the files' hashes, which ours have not
+    task = load_data("svhn", root=str(tmp_path), augment=True)
+    assert task.train_targets.tolist() == [1, 0, 9, 2, 3]
+    assert task.augment == CropAndFlip(flip=False)
+    moments = [torch.tensor(m).view(3, 1, 1) for m in ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970))]
+    image = torch.tensor(pixels[..., 3]).permute(2, 0, 1) / 255
+    torch.testing.assert_close(task.train_inputs[3], (image - moments[0]) / moments[1])
+
+
+def test_centred_pixels_are_divided_by_256_and_less_the_mean_of_the_samples_used(tmp_path):
+    pixels = torch.tensor(write_mnist(tmp_path))[:, None]
+    task = load_data("mnist", root=str(tmp_path), preprocess="centred")
+    torch.testing.assert_close(task.train_inputs, pixels / 256 - (pixels / 256).mean(0))
+    few = load_data("mnist", root=str(tmp_path), preprocess="centred", subset=2)
+    torch.testing.assert_close(few.train_inputs.mean(0), torch.zeros(1, 28, 28))
+    torch.testing.assert_close(
+        task.test_inputs[1], pixels[1] / 256 - (pixels / 256).mean(0)
+    )  # the test images are the first ones
+    assert (
+        task.notes == "mnist: 6 / 4 images. Pixels / 256, less the mean of each pixel over the training samples used."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "preprocess", "message"),
+    [("digits", "centred", "has no effect on 'digits'"), ("mnist", "centered", "must be 'standard' or 'centred'")],
+)
+def test_other_preprocessing_is_refused(tmp_path, name, preprocess, message):
+    write_mnist(cache_folder())
+    with pytest.raises(ValueError, match=message):
+        load_data(name, preprocess=preprocess)
+
+
+@pytest.mark.parametrize(("name", "layout"), [("svhn", r"svhn/\*_32x32.mat"), ("cifar100", "cifar-100-python")])
+def test_a_root_without_the_other_data_names_their_layout(tmp_path, name, layout):
+    with pytest.raises(ValueError, match=f"{name} is not below .*, which should hold {layout}"):
+        load_data(name, root=str(tmp_path))

@@ -4,13 +4,16 @@ from flatwise.tasks import check_data_name, check_model_name, data_names, model_
 
 
 @pytest.mark.parametrize(
-    "name", ["digits", "digits-full", "mnist", "fashion-mnist", "cifar10", "folder:~/a", "mine.data:load"]
+    "name",
+    ["digits", "fashion-mnist", "cifar10", "cifar100", "svhn", "tinyshakespeare", "text:a", "folder:~/a", "mine:load"],
 )
 def test_data_sets_are_known(name):
     check_data_name(name)
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn6", "resnet18", "torchvision.models:vgg11"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn6", "resnet18", "wrn-16-4", "vit-b-16", "vit-2-32", "transformer", "torchvision.models:vgg11"]
+)
 def test_models_are_known(name):
     check_model_name(name)
 

@@ -30,7 +30,8 @@ def folder(path: str, seed: int) -> Source:
     place = Path(path).expanduser()
     train, test, classes, side, how = _given_splits(place) if _has_splits(place) else _drawn_splits(place, seed)
     notes = f"Images in {path}: {', '.join(classes[:10])}{' ...' if len(classes) > 10 else ''}; {side}x{side} pixels, {how}."
-    return Source(train, test, len(classes), notes, by_measured_moments, CropAndFlip())
+    standardised = "Standardised by the mean and standard deviation of each channel."
+    return Source(train, test, len(classes), notes, by_measured_moments, standardised, CropAndFlip(), pixels=True)
 
 
 def image_folder(path: Path) -> ImageFolder:

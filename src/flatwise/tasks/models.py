@@ -11,32 +11,41 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from flatwise.tasks.names import check_model_name
+from flatwise.tasks.convolutions import cnn6, cnn_ln, glorot
+from flatwise.tasks.names import check_model_name, sized
+from flatwise.tasks.residual import resnet18, resnet50, wide_resnet
 from flatwise.tasks.sampling import globally_seeded
+from flatwise.tasks.shapes import one_target_each
 from flatwise.tasks.task import Task
+from flatwise.tasks.transformers import sized_transformer, transformer
 from flatwise.tasks.users import check_call, resolve
+from flatwise.tasks.vit import small_vit, vit_b_16
 
 
 def build_model(name: str, task: Task, seed: int, **options: Any) -> nn.Module:
-    """Build a model that maps the task's inputs [B, ...] to logits [B, num_classes], float32 on the CPU, in training mode.
+    """Build a model that maps the task's inputs [B, ...] to logits, float32 on the CPU, in training mode.
+
+    The logits are [B, num_classes], or [B, T, num_classes] for a task with targets [N, T].
 
     Args:
-        name: One of `model_names()`: mlp, cnn6, resnet18, or `module:function` for function(task) or function().
+        name: One of `model_names()`, or `module:function` for function(task) or function().
         task: Gives the shape of the inputs and the number of classes.
         seed: The seed of the initial weights.
-        options: What the model's function takes besides: `widths` and `init` for mlp, `width` for cnn6.
+        options: What the model's function takes besides: `widths` and `init` for mlp, `width` for cnn6,
+            `blocks` for cnn-ln, `pretrained` for vit-b-16.
 
     Raises:
         ValueError: An unknown name (the nearest is named), inputs or an option that do not fit, wrong output of a user's model.
         TypeError: An option that the model does not have, or a user's function that does not return a module.
     """
     check_model_name(name)
-    function = _MODELS[name] if name in _MODELS else resolve(name)
+    own = _own(name)
+    function = own or resolve(name)
     arguments = (task,) if _takes_task(function) else ()
     check_call(name, function, *arguments, **options)
     with globally_seeded(seed):
         model = function(*arguments, **options)
-        if name not in _MODELS:
+        if own is None:
             _check_model(name, model, task)
     return model
 
@@ -48,6 +57,7 @@ def mlp(
 
     `init="glorot"` draws the weights from Glorot's normal distribution and sets the biases to zero; "default" is torch's own.
     """
+    one_target_each("mlp", task)
     if not widths or min(widths) < 1:
         raise ValueError(f"widths must name the size of every hidden layer, like (128, 128), not {widths}")
     if init not in ("default", "glorot"):
@@ -55,65 +65,33 @@ def mlp(
     sizes = [task.train_inputs[0].numel(), *widths]
     hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     model = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], task.num_classes))
-    return model.apply(_glorot) if init == "glorot" else model
+    return model.apply(glorot) if init == "glorot" else model
 
 
-def cnn6(task: Task, width: float = 1.0) -> nn.Sequential:
-    """Six 3x3 convolutions with BatchNorm and ReLU, 16-16-32-32-64-64 channels times `width`.
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp,
+    "cnn6": cnn6,
+    "cnn-ln": cnn_ln,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "vit-b-16": vit_b_16,
+    "transformer": transformer,
+}
 
-    The size is halved after the second and the fourth; the mean over what is left goes into one linear layer.
-    """
-    if not width > 0:
-        raise ValueError(f"width must be a positive factor on the number of channels, not {width}")
-    sizes = [_channels("cnn6", task, smallest=8), *(max(1, round(width * c)) for c in (16, 16, 32, 32, 64, 64))]
-    one, two, three, four, five, six = (_convolution(a, b) for a, b in pairwise(sizes))
-    features = [
-        one,
-        two,
-        nn.MaxPool2d(2),
-        three,
-        four,
-        nn.MaxPool2d(2),
-        five,
-        six,
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    ]
-    return nn.Sequential(*features, nn.Linear(sizes[-1], task.num_classes))
+_FAMILIES: dict[str, Callable[[Task, int, int], nn.Module]] = {
+    "wrn": wide_resnet,
+    "vit": small_vit,
+    "transformer": sized_transformer,
+}
+"""Models with two numbers in their name."""
 
 
-def resnet18(task: Task) -> nn.Module:
-    """torchvision's ResNet-18, untrained, with the stem for small images: a 3x3 convolution of stride 1, no max-pool."""
-    from torchvision.models import resnet18 as resnet  # a second of import that the other models need not pay
-
-    channels = _channels("resnet18", task, smallest=8)
-    model: Any = resnet(weights=None, num_classes=task.num_classes)
-    model.conv1 = nn.Conv2d(channels, 64, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-    model.maxpool = nn.Identity()
-    return model
-
-
-_MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn6": cnn6, "resnet18": resnet18}
-
-
-def _convolution(channels: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
-
-
-def _glorot(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_normal_(module.weight)
-        nn.init.zeros_(module.bias)
-
-
-def _channels(model: str, task: Task, smallest: int) -> int:
-    shape = list(task.train_inputs.shape[1:])
-    if len(shape) != 3 or min(shape[1:]) < smallest:
-        raise ValueError(
-            f"{model} needs images [C, H, W] of {smallest}x{smallest} or larger, but {task.name} has {shape}"
-        )
-    return shape[0]
+def _own(name: str) -> Callable[..., nn.Module] | None:
+    """Our function of that name; None for a user's."""
+    if name in _MODELS or (found := sized(name)) is None:
+        return _MODELS.get(name)
+    family, first, second = found
+    return lambda task: _FAMILIES[family](task, first, second)
 
 
 def _takes_task(function: Callable[..., Any]) -> bool:
@@ -131,9 +109,8 @@ def _check_model(name: str, model: object, task: Task) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name!r} must return a torch.nn.Module, not {type(model).__name__}")
     output = deepcopy(model).eval()(task.train_inputs[:2])
-    samples = min(2, len(task.train_inputs))
-    if not isinstance(output, Tensor) or output.shape != (samples, task.num_classes):
+    targets = list(task.train_targets[:2].shape)
+    if not isinstance(output, Tensor) or list(output.shape) != [*targets, task.num_classes]:
         got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"{name!r} must map {samples} samples to [{samples}, {task.num_classes}] logits, but gives {got}"
-        )
+        wanted = [*targets, task.num_classes]
+        raise ValueError(f"{name!r} must map {targets[0]} samples to {wanted} logits, but gives {got}")

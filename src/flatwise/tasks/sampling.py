@@ -39,15 +39,15 @@ def subset(size: int, wanted: int | None, seed: int) -> Tensor:
 
 
 def noisy_labels(targets: Tensor, fraction: float, num_classes: int, seed: int) -> Tensor:
-    """The targets with `round(fraction * N)` of them replaced by a class drawn uniformly among all classes.
+    """The targets, [N] or [N, T], with a fraction of them (rounded) replaced by a class drawn uniformly among all classes.
 
     The true class can be drawn too: of 10 classes, a fraction of 0.2 makes about 18 % of the labels wrong. With the same seed
     the labels replaced by a smaller fraction are among those replaced by a larger one.
     """
-    count = round(fraction * len(targets))
-    places = permutation(len(targets), seed, "label noise, places")[:count]
-    drawn = torch.randint(num_classes, (len(targets),), generator=generator(seed, "label noise, classes"))
-    return targets.index_copy(0, places, drawn[:count])
+    count = round(fraction * targets.numel())
+    places = permutation(targets.numel(), seed, "label noise, places")[:count]
+    drawn = torch.randint(num_classes, (targets.numel(),), generator=generator(seed, "label noise, classes"))
+    return targets.flatten().index_copy(0, places, drawn[:count]).view_as(targets)
 
 
 @contextmanager

@@ -43,6 +43,12 @@ def by_known_moments(mean: Sequence[float], std: Sequence[float]) -> Standardise
     return lambda train, test: ((train - shift) / scale, (test - shift) / scale)
 
 
+def by_pixel_means(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels from 0 to 255 / 256, less the mean of each over the training images; no division (arXiv 2309.12488's code)."""
+    mean = train.mean(0)
+    return (train - mean) * (255 / 256), (test - mean) * (255 / 256)
+
+
 def by_measured_moments(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     """Subtract the mean and divide by the standard deviation of each channel, both measured on the training images."""
     std, mean = torch.std_mean(train, dim=(0, 2, 3), correction=0)
@@ -52,11 +58,20 @@ def by_measured_moments(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Source:
-    """Two splits, what standardises their inputs, which augmentation suits them, and a sentence on how they were made."""
+    """Two splits and how they were made; what standardises their inputs, in words too; which augmentation suits them.
+
+    `pixels` says that the splits are images with pixels from 0 to 1, which can be preprocessed in other ways.
+    """
 
     train: Split
     test: Split
     num_classes: int
     notes: str
     standardise: Standardise = as_they_are
+    standardised: str = ""
     augment: Augment | None = None
+    pixels: bool = False
+
+    def said(self) -> str:
+        """How the data was made, in sentences."""
+        return " ".join(filter(None, (self.notes, self.standardised)))

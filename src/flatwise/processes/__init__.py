@@ -1,6 +1,7 @@
-"""Many jobs on a few local processes. Standard library only: what a job is, others say."""
+"""Many jobs on a few processes, of this machine or of a Ray cluster. Standard library and Ray only: what a job is, others say."""
 
-from flatwise.processes.pool import Job, Pool, cores
+from flatwise.processes.engines import EngineName, cores
+from flatwise.processes.pool import Job, Pool
 from flatwise.processes.serving import Progress, serve
 
-__all__ = ["Job", "Pool", "Progress", "cores", "serve"]
+__all__ = ["EngineName", "Job", "Pool", "Progress", "cores", "serve"]

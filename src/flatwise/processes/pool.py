@@ -1,17 +1,14 @@
-"""Many jobs on a few local processes: some wait for others, one that fails does not stop the rest, and Ctrl-C ends all."""
+"""Many jobs on a few processes: some wait for others, one that fails does not stop the rest, and Ctrl-C ends all."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import Any, Protocol
+
+from flatwise.processes.engines import Engine, EngineName, Worker, engine_by_name
 
 PATIENCE = 30.0
 """Seconds that interrupted processes have to write down what they have."""
@@ -55,57 +52,75 @@ class Pool:
     Args:
         jobs: in the order in which they should start.
         server: the module that the processes run, which calls `flatwise.processes.serving.serve`.
-        workers: the number of processes.
-        log: a file for what the processes print.
+        workers: the number of processes; None: as many as the engine has room for.
+        log: a file for what the processes print, and for what became of those that were lost.
         progress: called with the share of the work done (0 to 1) and the number of jobs done.
+        engine: where the processes run: "local" on this machine, "ray" on a Ray cluster.
     """
 
     def __init__(
         self,
         jobs: Sequence[Job],
         server: str,
-        workers: int,
+        workers: int | None,
         log: Path,
         progress: Callable[[float, int], None] | None = None,
+        engine: EngineName = "local",
     ) -> None:
         self.failures: dict[str, str] = {}
         self._pending = list(jobs)
         self._shares = {job.place: 0.0 for job in jobs}
         self._weights = {job.place: job.weight for job in jobs}
-        self._server = server
         self._ended: set[Path] = set()
         self._changed = threading.Condition()
         self._log = log
         self._progress = progress or (lambda _share, _number: None)
+        self._engine = engine_by_name(engine, server, log, workers)
+        self._wanted = workers
         self._workers: list[Worker] = []
-        self._serving = min(workers, len(jobs))
+        self._serving = 0
+        self._stopping = False
 
     def run(self) -> dict[str, str]:
         """Do all jobs; returns what failed: name of the job and reason.
 
         Raises:
             KeyboardInterrupt: after Ctrl-C, once the processes have written down what they have and ended.
+            OSError or ValueError: the engine cannot be had.
         """
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(self._serving):
-            threading.Thread(target=self._serve, daemon=True).start()
-        try:
-            self._wait(None)
-        except KeyboardInterrupt:
-            self._stop()
-            raise
+        if self._nothing_left():  # a cluster takes seconds to start
+            return {}
+        with self._engine as engine:
+            self._start(engine)
+            try:
+                self._wait(None)
+            except KeyboardInterrupt:
+                self._stop()
+                raise
         return self.failures
 
-    def _serve(self) -> None:
-        """One thread per process: give it one job after another."""
+    def _nothing_left(self) -> bool:
+        try:
+            return all(job.done() for job in self._pending)
+        except (ValueError, OSError):  # which is for the job to report
+            return False
+
+    def _start(self, engine: Engine) -> None:
+        """One thread per process."""
+        self._serving = min(self._wanted or engine.capacity(), len(self._pending))
+        for _ in range(self._serving):
+            threading.Thread(target=self._serve, args=(engine,), daemon=True).start()
+
+    def _serve(self, engine: Engine) -> None:
+        """Give a process one job after another."""
         worker: Worker | None = None
         try:
             while job := self._next():
                 failure: str | None = None
                 try:
                     if not job.done():
-                        worker = worker if worker and worker.alive() else self._new_worker()
-                        failure = self._follow(job, worker)
+                        worker, failure = self._have_done(job, worker, engine)
                 except (ValueError, OSError) as error:
                     failure = str(error)
                 self._end(job, failure)
@@ -116,20 +131,38 @@ class Pool:
                 self._serving -= 1
                 self._changed.notify_all()
 
-    def _follow(self, job: Job, worker: Worker) -> str | None:
-        """Have a process do the job; returns why it failed."""
-        for message in worker.work(job.order()):
-            if "step" in message:
-                self._note(job, message["step"] / message["total"])
-            else:
-                return message.get("failed")
-        return f"its process ended with {worker.ending()}; what it printed is in {self._log}"
+    def _have_done(self, job: Job, worker: Worker | None, engine: Engine) -> tuple[Worker, str | None]:
+        """Have a process do the job, and another one where it is killed; returns the last one, and why the job failed."""
+        attempt = 1
+        while True:
+            worker = worker if worker and worker.alive() else self._hire(engine)
+            if (message := self._follow(job, worker)) is not None:
+                return worker, message.get("failed")
+            ending = worker.ending()
+            reason = f"its process ended with {ending.words}"
+            if attempt > engine.retries or self._stopping or not ending.killed:
+                times = f" in attempt {attempt} of {attempt}" if attempt > 1 else ""
+                return worker, f"{reason}{times}; what it printed is in {self._log}"
+            attempt += 1
+            self._note_down(f"{job.name}: {reason}; attempt {attempt} of {engine.retries + 1} begins")
 
-    def _new_worker(self) -> Worker:
-        worker = Worker(self._server, self._log)
+    def _follow(self, job: Job, worker: Worker) -> dict[str, Any] | None:
+        """Have a process do the job; returns its message about the end, or None where the process ended before."""
+        for message in worker.work(job.order()):
+            if "step" not in message:
+                return message
+            self._note(job, message["step"] / message["total"])
+        return None
+
+    def _hire(self, engine: Engine) -> Worker:
+        worker = engine.hire()
         with self._changed:
             self._workers.append(worker)
         return worker
+
+    def _note_down(self, sentence: str) -> None:
+        with self._changed, self._log.open("a", encoding="utf-8") as log:
+            log.write(f"{datetime.now().isoformat(timespec='seconds')} {sentence}\n")
 
     # --- the list of jobs ---------------------------------------------------------------------------------------------
 
@@ -160,6 +193,7 @@ class Pool:
 
     def _stop(self) -> None:
         with self._changed:
+            self._stopping = True
             self._pending.clear()
             self._changed.notify_all()
             workers = list(self._workers)
@@ -173,62 +207,3 @@ class Pool:
         """Until all threads are through. Not by `Thread.join`, which an interruption leaves in disorder before Python 3.13."""
         with self._changed:
             self._changed.wait_for(lambda: not self._serving, seconds)
-
-
-class Worker:
-    """A process that serves jobs. It has a session of its own, so that Ctrl-C in the terminal reaches only its parent."""
-
-    def __init__(self, server: str, log: Path) -> None:
-        with log.open("a", encoding="utf-8") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", server],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                start_new_session=True,
-            )
-        self._inbox = cast("IO[str]", self._process.stdin)
-        self._outbox = cast("IO[str]", self._process.stdout)
-
-    def work(self, order: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Have it carry out an order, and yield its messages; they end early when the process does."""
-        try:
-            self._inbox.write(json.dumps(order) + "\n")
-            self._inbox.flush()
-        except BrokenPipeError:
-            return
-        for line in self._outbox:
-            yield json.loads(line)
-
-    def alive(self) -> bool:
-        """Whether the process still runs."""
-        return self._process.poll() is None
-
-    def ending(self) -> str:
-        """How the process ended, in words."""
-        code = self.dismiss()
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-    def interrupt(self) -> None:
-        """Ask it to write down what it has and end."""
-        if self.alive():
-            self._process.send_signal(signal.SIGINT)
-
-    def kill(self) -> None:
-        """End it at once, if it has not ended."""
-        if self.alive():
-            self._process.kill()
-
-    def dismiss(self) -> int:
-        """Let it end, as there are no more jobs; returns its exit code."""
-        with suppress(BrokenPipeError):
-            self._inbox.close()
-        code = self._process.wait()
-        self._outbox.close()
-        return code
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,13 +1,15 @@
 """A process that does one job after another: orders come in as JSON lines, progress and results go out as JSON lines.
 
-Started by `flatwise.processes.pool`. One process serves many jobs, since importing torch takes longer than a small one.
+Started by an engine of `flatwise.processes`. One process serves many jobs, since importing torch takes longer than a small one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -27,6 +29,8 @@ def serve(work: Callable[[dict[str, Any], Progress], dict[str, Any]]) -> None:
     Args:
         work: carries out an order and returns the message about its end; what it raises is reported, and the next order served.
     """
+    _hear_interruptions()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         _serve(work)
     except (KeyboardInterrupt, BrokenPipeError):  # whoever started this has stopped it, or is gone
@@ -41,6 +45,20 @@ def _serve(work: Callable[[dict[str, Any], Progress], dict[str, Any]]) -> None:
         except Exception as error:  # whatever went wrong in one job, the others go on
             traceback.print_exc()
             say({"failed": f"{type(error).__name__}: {error}"})
+
+
+def _hear_interruptions() -> None:
+    """Have interruptions arrive, also where whoever started this blocks them, as Ray does, or a shell in its background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended: nobody hears it then, and the job belongs to whoever begins it again."""
+    while os.getppid() == parent:
+        time.sleep(INTERVAL)
+    os._exit(130)
 
 
 def _own_channel() -> TextIO:

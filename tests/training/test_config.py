@@ -94,7 +94,7 @@ def test_defaults_that_depend_on_others_are_written_out():
         (TrainConfig(method="sgd", rho=0.1), "rho 0.1 has no effect with method sgd"),
         (TrainConfig(method="egen-sam"), "did you mean 'eigen-sam'"),
         (TrainConfig(data="digit"), "did you mean 'digits'"),
-        (TrainConfig(model="resnet"), "did you mean 'resnet18'"),
+        (TrainConfig(model="resnet-18"), "did you mean 'resnet18'"),
         (TrainConfig(rho=-0.1), "rho"),
         (TrainConfig(method="sgd", rho_schedule="linear"), "rho_schedule linear has no effect with method sgd"),
         (TrainConfig(rho=0.0, rho_schedule="cosine"), "rho_schedule cosine has no effect with rho 0"),

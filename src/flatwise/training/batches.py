@@ -40,6 +40,12 @@ class Batches:
         generator = torch.Generator().manual_seed(_mixed(self._seed, step) + 1)
         return self._task.augment(inputs, generator), targets
 
+    def smallest_piece(self, parts: int | None) -> int:
+        """The fewest samples that pass through the model at once, where every batch is split into so many parts."""
+        last = self.num_samples - (self.per_epoch - 1) * self.size
+        wholes = [size // min(parts or 1, size) for size in (self.size, last)]
+        return min(size % CHUNK or min(size, CHUNK) for whole in wholes for size in (whole, whole + bool(parts)))
+
     def _plain(self, step: int) -> tuple[Tensor, Tensor]:
         if self.is_full:
             return self._task.train_inputs, self._task.train_targets

@@ -91,6 +91,9 @@ class Settings(Shortcuts):
     augment: bool = False
     """Random crops and flips while training."""
 
+    preprocess: Literal["standard", "centred"] = "standard"
+    """Inputs as suits the data, or pixels / 256 less the mean of each pixel over the training samples."""
+
     model: str = "mlp"
     """The model by name: `flatwise list models` shows them; or module:function of your own."""
 
@@ -100,8 +103,14 @@ class Settings(Shortcuts):
     init: Literal["default", "glorot"] = "default"
     """Initial weights: the model's own, or Glorot normal with zero biases."""
 
+    pretrained: _Text = None
+    """Start from trained weights, all but the last layer: imagenet (for vit-b-16), or the folder of a run."""
+
     loss: Literal["cross-entropy", "squared-error"] = "cross-entropy"
     """The loss; the squared error is the mean over all entries of (output - one-hot target)^2."""
+
+    label_smoothing: float = 0.0
+    """Share of each target that the cross-entropy spreads over all classes, in the measured losses too; 0 to below 1."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """The base optimizer."""
@@ -160,12 +169,19 @@ class Settings(Shortcuts):
     channels_last: bool = False
     """Lay images out channels last."""
 
+    compile: bool = False
+    """Run the training passes through torch.compile; measurements run the network as written."""
+
     def __post_init__(self) -> None:
         _check_types(self)
         _check_ranges(self)
         hyper.check(self.hyper, {name for name in SHORTCUTS if getattr(self, name) is not None})
         _check_length(self)
         _check_trace(self)
+        if self.label_smoothing and self.loss != "cross-entropy":
+            raise ValueError(
+                f"label_smoothing {self.label_smoothing} has no effect with loss {self.loss}; leave it out"
+            )
         if self.optimizer == "adamw" and self.momentum is not None:
             raise ValueError(f"momentum {self.momentum} has no effect with optimizer adamw; leave it out")
 
@@ -240,6 +256,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 _LEAST = {
     "subset": 1,
     "label_noise": 0,
+    "label_smoothing": 0,
     "validation": 0,
     "parts": 2,
     "batch_size": 0,
@@ -259,7 +276,7 @@ _LEAST = {
 _LIMITS: tuple[tuple[dict[str, int], Callable[[float, float], bool], str], ...] = (
     (_LEAST, operator.ge, "at least"),
     ({"label_noise": 1}, operator.le, "at most"),
-    ({"momentum": 1, "eigen_tol": 1, "validation": 1}, operator.lt, "below"),
+    ({"momentum": 1, "eigen_tol": 1, "validation": 1, "label_smoothing": 1}, operator.lt, "below"),
     ({"lr": 0, "eigen_tol": 0}, operator.gt, "above"),
 )
 

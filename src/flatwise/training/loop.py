@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +21,9 @@ from flatwise.tasks import Task, load_data
 from flatwise.training.batches import Batches
 from flatwise.training.claim import claimed
 from flatwise.training.config import TrainConfig
+from flatwise.training.distributed import Device, Parallel, World, processes
 from flatwise.training.interruption import Interrupted, Interruption
+from flatwise.training.layouts import check, laid_out, moved
 from flatwise.training.mirrors import Mirror, Mirrors
 from flatwise.training.probes import Measurement, Probe, objective_of
 from flatwise.training.progress import step_progress
@@ -47,10 +51,15 @@ def train(
     *,
     progress: Progress | bool | None = None,
     mirrors: Iterable[str | Mirror] = (),
+    parallel: Parallel | None = None,
+    device: Device = "auto",
 ) -> Run:
     """Train one model and leave a run folder; continue where an earlier process with the same settings stopped.
 
     A finished run is returned as it is. An interrupted one continues bitwise like one that was never interrupted.
+
+    Where torchrun has started several processes, or `torch.distributed` is initialised, all of them call this with the same
+    arguments and share every batch: the run is that of one process to rounding. The first one measures and writes the folder.
 
     Args:
         config: the settings.
@@ -59,40 +68,50 @@ def train(
             time left, in the terminal or a notebook.
         mirrors: "tensorboard" (into OUT/tensorboard) and "wandb" (into OUT/wandb), or objects of your own like
             `flatwise.training.Mirror`; each is told what is written to the metrics. They change nothing about the run.
+        parallel: how several processes share the network: "ddp" (the default), all of it on each; "fsdp2", a shard on each.
+        device: "cpu"; "cuda", one GPU for each process of a machine; "auto": that, where torch sees GPUs.
 
     Returns:
         The run, finished or, where the loss became NaN or infinite, diverged.
 
     Raises:
-        ValueError: for settings that do not fit (RunError: when the folder holds another run).
+        ValueError: for settings that do not fit (RunError: when the folder holds another run); on processes but the first a
+            `flatwise.training.distributed.Refused`.
         Interrupted: after Ctrl-C, once a checkpoint is written.
     """
-    config, following = resolved(config), Mirrors(mirrors)
-    with surroundings(config), _shown(progress) as show:
-        return _train(config, Path(out), show, following)
+    with processes(parallel, device) as world:
+        with world.together():
+            config, following = resolved(config), Mirrors(mirrors if world.is_first else ())
+        with surroundings(config, world), _shown(progress if world.is_first else None) as show:
+            return _train(config, Path(out), show, following, world)
 
 
-def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors) -> Run:
+def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors, world: World) -> Run:
     # Data, initial weights and the order of everything hang on the seed alone.
-    task, validation = load_split(config)
-    model = build_network(config, task)
+    task, validation = world.in_turn(lambda: load_split(config))
+    model = world.in_turn(lambda: build_network(config, task)).to(world.device)
+    task, validation = _on_device(task, world), moved(validation, world.device)
     batches = Batches(task, config.batch_size, config.seed)
     schedule = Schedule(config, batches.per_epoch, affordable(config))
-    probe = Probe(config, task, model, build_loss(config), full_batch=batches.is_full, validation=validation)
+    copied = copy.deepcopy(model) if world.parallel == "fsdp2" and world.is_first else None
+    probe = Probe(config, task, copied or model, build_loss(config), full_batch=batches.is_full, validation=validation)
     # What is measured must not change what is trained, so a method that looks at the Hessian has all samples to itself.
     whole = objective_of(model, build_loss(config), (task.train_inputs, task.train_targets))
     method = build_method(config, schedule.total, whole)
-    optimizer = build_optimizer(config, model, method, schedule.rho_factor)
-    stepping = Stepping(config, model, optimizer)
+    with world.together():
+        check(config, batches, world)
+    runs = laid_out(model, world, compiled=config.compile)
+    optimizer = build_optimizer(config, runs, method, schedule.rho_factor)
+    stepping = Stepping(config, runs, optimizer, world)
 
     # The folder is the run: what is in it already is continued, not repeated.
-    run = Run.create(out, config.to_dict(), environment(config.command(out)))
-    if run.status != "unfinished":
+    run = world.told(lambda: Run.create(out, config.to_dict(), _environment(config, out, world)))
+    if world.told(lambda: run.status) != "unfinished":
         mirrors.catch_up(run)
         return run
-    session = Session(run, model, optimizer, probe, Tally(), mirrors, schedule.keeps)
+    session = Session(run, model, optimizer, probe, Tally(), mirrors, schedule.keeps, world, copied)
 
-    with claimed(run), mirrors, Interruption() as interruption:
+    with _held(run, world), mirrors, Interruption() as interruption:
         step = session.resume()
         if step == 0 and schedule.keeps(0):
             session.save(0)
@@ -100,7 +119,7 @@ def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors)
             # Measure at the weights that the step starts from.
             lr = schedule.lr(step, session.spent)
             rho = schedule.rho(session.taken(step), lr)
-            measurement = probe.measure(lr, rho, step) if schedule.probes(step) else None
+            measurement = session.measure(lr, rho, step) if schedule.probes(step) else None
             before = V.clone(session.weights()) if measurement else []
 
             # One step: the method asks for the loss here and there, then the base optimizer moves.
@@ -119,15 +138,16 @@ def _train(config: TrainConfig, out: Path, progress: Progress, mirrors: Mirrors)
 
             # From here the run can be continued, whatever happens to this process.
             step += 1
-            if schedule.saves(step) or schedule.over(step, session.spent) or interruption.received:
+            received = world.highest(interruption.received or 0)
+            if schedule.saves(step) or schedule.over(step, session.spent) or received:
                 session.save(step)
-            if interruption.received:
-                raise Interrupted(run, step, interruption.received)
+            if received:
+                raise Interrupted(run, step, received)
             progress(*schedule.position(step, session.spent))
 
         lr = schedule.lr(step, session.spent)
         rho = schedule.rho(session.taken(step), lr)
-        return session.finished(step, step / batches.per_epoch, probe.measure(lr, rho, step, last=True))
+        return session.finished(step, step / batches.per_epoch, session.measure(lr, rho, step, last=True))
 
 
 def _look(session: Session, measurement: Measurement | None, before: Vector, p: Pass) -> None:
@@ -158,6 +178,7 @@ def _load(config: TrainConfig) -> Task:
         subset=config.subset,
         label_noise=config.label_noise,
         augment=config.augment,
+        preprocess=config.preprocess,
     )
     if config.channels_last and task.train_inputs.ndim != 4:
         raise ValueError(f"channels_last has no effect on {config.data}, whose samples are no images; leave it out")
@@ -168,12 +189,35 @@ def _channels_last(inputs: Tensor) -> Tensor:
     return inputs.contiguous(memory_format=torch.channels_last)
 
 
+def _environment(config: TrainConfig, out: Path, world: World) -> dict[str, Any]:
+    where = {"device": world.device.type, "processes": world.size}
+    return environment(world.command(config.command(out))) | where
+
+
 @contextmanager
-def surroundings(config: TrainConfig) -> Generator[None]:
-    """Threads and torch's random state are the run's own meanwhile, and the caller's again afterwards."""
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+def _held(run: Run, world: World) -> Generator[None]:
+    """The folder is this run's alone."""
+    with ExitStack() as stack:
+        with world.together():
+            if world.is_first:
+                stack.enter_context(claimed(run))
+        yield
+
+
+def _on_device(task: Task, world: World) -> Task:
+    names = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+    return replace(task, **{name: getattr(task, name).to(world.device) for name in names})
+
+
+@contextmanager
+def surroundings(config: TrainConfig, world: World | None = None) -> Generator[None]:
+    """Threads and torch's random state are the run's own meanwhile, and the caller's again afterwards.
+
+    What a process draws while training, such as dropout masks, is its own; the first one draws what it would alone.
+    """
+    threads, world = torch.get_num_threads(), world or World()
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        torch.manual_seed(config.seed + world.rank * 2**40)
         torch.set_num_threads(config.threads)
         try:
             yield

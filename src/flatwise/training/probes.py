@@ -97,9 +97,7 @@ class Probe:
             self._measure_curvature(measurement, step, last=last)
             measurement.align("gradient", gradient)
             if self._has_edge and lr > 0:
-                measurement.values |= edges(
-                    self._config, lr, rho, values["gradient_norm"], values["alignment_gradient"]
-                )
+                measurement.values |= edges(self._config, lr, rho, values["gradient_norm"])
         return measurement
 
     def _mode_matters(self) -> bool:
@@ -135,14 +133,14 @@ class Probe:
 
     @torch.no_grad()
     def _evaluate(self, batches: Sequence[Batch]) -> tuple[float, float]:
-        """The mean loss and the accuracy (a share, 0 to 1)."""
+        """The mean loss and the accuracy (a share, 0 to 1), over targets: of tokens where a sample has several."""
         loss, right, number = 0.0, 0, 0
         with measuring(self._model, "eval"):
             for inputs, targets in batches:
                 outputs = self._model(inputs)
-                loss += float(self._loss(outputs, targets)) * len(targets)
+                loss += float(self._loss(outputs, targets)) * targets.numel()
                 right += int((outputs.argmax(-1) == targets).sum())
-                number += len(targets)
+                number += targets.numel()
         return loss / number, right / number
 
 

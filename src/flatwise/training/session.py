@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flatwise import vectors as V
 from flatwise.optim import SharpnessAware
 from flatwise.runs import Run, read_mapping, write_json
+from flatwise.runs.run import Ending
 from flatwise.training import checkpoints
+from flatwise.training.distributed import World
+from flatwise.training.layouts import moved, spread_state, spread_weights, whole
 from flatwise.training.mirrors import Mirrors
 from flatwise.training.probes import SPLITS, Measurement, Probe
 from flatwise.training.tally import Tally
@@ -38,7 +41,14 @@ HOPELESS = 10
 
 @dataclass
 class Session:
-    """A run in progress: everything that changes from step to step is reached from here."""
+    """A run in progress: everything that changes from step to step is reached from here.
+
+    Where several processes share it, all of them call the same methods. The first one measures and writes.
+
+    Attributes:
+        model: that is trained; its parameters may be shards.
+        measured: where those are shards, the copy of the model that the probe looks at, on the first process.
+    """
 
     run: Run
     model: nn.Module
@@ -47,53 +57,68 @@ class Session:
     tally: Tally
     mirrors: Mirrors
     keeps: Callable[[int], bool] = lambda _step: False
+    world: World = field(default_factory=World)
+    measured: nn.Module | None = None
 
     def save(self, step: int) -> None:
         """Write the checkpoint from which `resume` continues after so many steps."""
+        first = self.world.is_first
         content = {
             "step": step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": whole(self.model.state_dict(), keep=first),
+            "optimizer": whole(self.optimizer.state_dict(), keep=first),
             "tracker": self.probe.tracker.state_dict(),
             "tally": self.tally.state_dict(),
-            "random": torch.get_rng_state(),
+            "random": self.world.gathered(_random_states(self.world.device)),
         }
-        checkpoints.save(self.run, step, content, self.keeps)
+        if first:
+            checkpoints.save(self.run, step, content, self.keeps)
 
     def resume(self) -> int:
         """Continue from the newest readable checkpoint, or from the start; the number of steps already taken.
 
         Metrics that were written after the checkpoint are dropped: they will be written again.
         """
-        content = checkpoints.newest(self.run)
+        content = self.world.told(lambda: checkpoints.newest(self.run))
         if content is not None:
             self._load(content)
         step = 0 if content is None else int(content["step"])
-        self.run.rewind(step - 1)
-        self.mirrors.follow(self.run, step)
+        if self.world.is_first:
+            self.run.rewind(step - 1)
+            self.mirrors.follow(self.run, step)
         return step
 
     def _load(self, content: dict[str, Any]) -> None:
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.probe.tracker.load_state_dict(content["tracker"])
+        parameters = list(self.model.parameters())
+        self.model.load_state_dict(spread_weights(content["model"], self.model))
+        self.optimizer.load_state_dict(spread_state(content["optimizer"], parameters))
+        self.probe.tracker.load_state_dict(moved(content["tracker"], self.world.device))
         self.tally.load_state_dict(content["tally"])
-        torch.set_rng_state(content["random"])
+        if self.world.rank < len(content["random"]):
+            _go_on_drawing(content["random"][self.world.rank], self.world.device)
+
+    def measure(self, lr: float, rho: float | None, step: int | None = None, *, last: bool = False) -> Measurement:
+        """What the probe measures at the weights as they are; on processes but the first nothing."""
+        if self.world.parallel == "fsdp2":
+            weights = whole(self.model.state_dict(), keep=self.world.is_first)
+            if self.measured is not None:
+                self.measured.load_state_dict(weights)
+        return self.probe.measure(lr, rho, step, last=last) if self.world.is_first else Measurement({})
 
     def weights(self) -> Vector:
         """The trained parameters, live."""
         return [p.detach() for p in self.model.parameters() if p.requires_grad]
 
     def displacement(self, before: Vector) -> Vector:
-        """How far the weights are from where they were."""
-        return V.add(self.weights(), before, -1)
+        """How far the weights are from where they were; whole tensors."""
+        return whole(V.add(self.weights(), before, -1))
 
     def tracked_eigenvector(self) -> Vector | None:
         """The method's own estimate of the top eigenvector; None for methods without one."""
         entries = self.optimizer.state_dict()["state"]
         trained = [p.requires_grad for p in self.model.parameters()]
         found: Vector = [entries.get(i, {}).get("flatwise.eigenvector") for i, on in enumerate(trained) if on]
-        return found if V.present(found) else None
+        return whole(found) if V.present(found) else None
 
     # --- what is written down -----------------------------------------------------------------------------------------
 
@@ -136,8 +161,7 @@ class Session:
         values = measurement.values
         self._append({"kind": "probe", "step": step, "epoch": epoch, **values, **self._circumstances(measurement)})
         final = {FINAL[name]: value for name, value in values.items() if name in FINAL}
-        self.run.finish("finished", {"steps": step, **final, **self.tally.means(), **self._counts()})
-        return self.run
+        return self._finish("finished", {"steps": step, **final})
 
     def failure(self, step: int) -> str | None:
         """Why the run cannot go on after this step; None when it can."""
@@ -150,7 +174,10 @@ class Session:
 
     def diverged(self, step: int, reason: str) -> Run:
         """End the run where it cannot go on."""
-        self.run.finish("diverged", {"steps": step, "reason": reason, **self.tally.means(), **self._counts()})
+        return self._finish("diverged", {"steps": step, "reason": reason})
+
+    def _finish(self, status: Ending, summary: dict[str, Any]) -> Run:
+        self.world.told(lambda: self.run.finish(status, {**summary, **self.tally.means(), **self._counts()}))
         return self.run
 
     def _circumstances(self, measurement: Measurement) -> dict[str, Any]:
@@ -166,8 +193,9 @@ class Session:
         return {"changed": changed} if changed else {}
 
     def _append(self, record: dict[str, Any]) -> None:
-        self.run.append(record)
-        self.mirrors.record(record)
+        if self.world.is_first:
+            self.run.append(record)
+            self.mirrors.record(record)
 
     def _counts(self) -> dict[str, Any]:
         return {
@@ -175,3 +203,15 @@ class Session:
             "evaluations": round(self.spent),
             "skipped": int(self.tally.total("skipped")),
         }
+
+
+def _random_states(device: torch.device) -> list[Tensor]:
+    """The states of the generators that training draws from: on the CPU, and on the device."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _go_on_drawing(states: list[Tensor], device: torch.device) -> None:
+    """Continue the generators; the device's own only where it was saved on such a one."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)

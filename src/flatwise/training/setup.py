@@ -21,12 +21,16 @@ from flatwise.tasks import Task, build_model, check_data_name, check_model_name
 from flatwise.training import hyper
 from flatwise.training.config import SHORTCUTS, TrainConfig, nearest
 from flatwise.training.hyper import Value
+from flatwise.training.weights import start_from
 
 STEPS = ("start", "stop", "steps")
 """Hyper-parameters that are numbers of steps and may be given as a share of the run, 0.0 to 1.0."""
 
 SHARES: dict[str, dict[str, Value]] = {"late-sam": {"start": 0.75}, "ae-sam": {"steps": 1.0}}
 """Defaults in a run where those of a method do not know how long it is."""
+
+IMAGENET = "imagenet"
+"""What `pretrained` says for torchvision's weights; else it is the folder of a run."""
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -42,6 +46,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
     method = build_method(config)
     _check_rho_schedule(config, method)
     _check_parts(config, method)
+    _check_pretrained(config)
     values = values_of(config)
     others = {name: value for name, value in values.items() if _is_written(config, name, value)}
     sgd, is_endless = config.optimizer == "sgd", not (config.epochs or config.steps or config.evaluations)
@@ -173,12 +178,27 @@ def _check_rho_schedule(config: TrainConfig, method: Method) -> None:
         raise ValueError(f"{useless} schedule constant, in which the learning rate does not change; leave it out")
 
 
+def _check_pretrained(config: TrainConfig) -> None:
+    if config.pretrained == IMAGENET and ":" not in config.model and config.model != "vit-b-16":
+        raise ValueError(
+            f"pretrained imagenet has no effect with model {config.model}, only with vit-b-16; leave it out"
+        )
+
+
 def build_network(config: TrainConfig, task: Task) -> nn.Module:
-    """The model with its initial weights, which depend on the seed alone."""
+    """The model with its initial weights, which depend on the seed and the trained weights to start from, if any.
+
+    Raises:
+        ValueError: the weights to start from are not there, or do not fit.
+    """
     options: dict[str, Any] = {} if config.widths is None else {"widths": config.widths}
     if config.init != "default":
         options["init"] = config.init
+    if config.pretrained == IMAGENET:
+        options["pretrained"] = True
     model = build_model(config.model, task, config.seed, **options)
+    if config.pretrained not in (None, IMAGENET):
+        start_from(model, config.pretrained)
     return model.to(memory_format=torch.channels_last) if config.channels_last else model
 
 
@@ -195,15 +215,31 @@ def build_optimizer(
 
 
 def build_losses(config: TrainConfig) -> Loss:
-    """The loss [B] of each sample, from outputs [B, C] and targets [B]."""
+    """The loss [B] of each sample, from outputs [B, C] and targets [B]; or [B, T, C] and [B, T], the mean over its tokens."""
     if config.loss == "cross-entropy":
-        return partial(nn.functional.cross_entropy, reduction="none")
+        return partial(cross_entropies, label_smoothing=config.label_smoothing)
     return squared_errors
 
 
 def build_loss(config: TrainConfig) -> Loss:
-    """The mean loss of outputs [B, C] and targets [B]."""
-    return nn.functional.cross_entropy if config.loss == "cross-entropy" else squared_error
+    """The mean loss of outputs [B, C] and targets [B], or [B, T, C] and [B, T]."""
+    if config.loss == "cross-entropy":
+        return partial(cross_entropy, label_smoothing=config.label_smoothing)
+    return squared_error
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The mean cross-entropy over all targets."""
+    flat = outputs.flatten(0, -2)
+    return nn.functional.cross_entropy(flat, targets.flatten(), label_smoothing=label_smoothing)
+
+
+def cross_entropies(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """The cross-entropy of each sample, [B]; the mean over its tokens where it has several targets."""
+    by_class = outputs.movedim(-1, 1)
+    return _of_samples(
+        nn.functional.cross_entropy(by_class, targets, reduction="none", label_smoothing=label_smoothing)
+    )
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -212,6 +248,11 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def squared_errors(outputs: Tensor, targets: Tensor) -> Tensor:
-    """For each sample the mean over its C entries of (output - one-hot target)^2, [B]."""
+    """For each sample the mean over its C (or T * C) entries of (output - one-hot target)^2, [B]."""
     one_hot = nn.functional.one_hot(targets, outputs.shape[-1]).to(outputs.dtype)
-    return nn.functional.mse_loss(outputs, one_hot, reduction="none").mean(-1)
+    return _of_samples(nn.functional.mse_loss(outputs, one_hot, reduction="none").mean(-1))
+
+
+def _of_samples(losses: Tensor) -> Tensor:
+    """From [B], or [B, T], to [B]."""
+    return losses if losses.ndim == 1 else losses.mean(1)

@@ -10,6 +10,8 @@ from flatwise.theory.edges import nesterov_edge as nesterov_edge
 from flatwise.theory.edges import sam_edge as sam_edge
 from flatwise.theory.edges import usam_edge as usam_edge
 from flatwise.theory.ensemble import Ensemble as Ensemble
+from flatwise.theory.linearised import MethodEdge as MethodEdge
+from flatwise.theory.linearised import method_edge as method_edge
 from flatwise.theory.sde import SDE as SDE
 from flatwise.theory.sde import sam_sde as sam_sde
 from flatwise.theory.sde import sgd_sde as sgd_sde

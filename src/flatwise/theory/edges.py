@@ -120,17 +120,20 @@ def usam_edge(lr: Number, rho: Number) -> Any:
 def eigen_sam_edge(lr: Number, rho: Number, alpha: Number, gradient_norm: Number, alignment: Number) -> Any:
     """The edge of Eigen-SAM: SAM's with `rho * kappa` in place of rho, `kappa = 1 + alpha * (1 - c**2) / abs(c)`.
 
-    Derived here, not published: on a quadratic loss the part of the weights along the top eigenvector v is multiplied
-    by `1 - lr * x * (1 + rho * kappa * x / gradient_norm)` if v is what Eigen-SAM tracks. With a poor alignment c it is
-    far below SAM's, and at c = 0 it is 0. Where several eigenvalues are close to the largest, the tracked vector is
-    none of theirs, and this edge is not to be expected.
+    Derived here, not published: on a quadratic loss the part of the weights along an eigenvector v is multiplied by
+    `1 - lr * x * (1 + rho * kappa * x / gradient_norm)` if v is what Eigen-SAM tracks. With a poor alignment c it is
+    far below SAM's, and at c = 0 it is 0. Where several eigenvalues are close, the tracked vector is a mixture of their
+    eigenvectors: then c is its cosine, not that of the top eigenvector, and the edge is one for its curvature v'Hv.
+
+    It is no ceiling: the push along v does not shrink with the component there, so at any curvature below SAM's edge
+    steps go back and forth with the c for which it is this edge.
 
     Args:
         lr: the learning rate, > 0.
         rho: the radius, >= 0.
         alpha: the weight of the eigenvector, >= 0; at 0 this is `sam_edge`.
         gradient_norm: of the gradient at the weights, >= 0.
-        alignment: the cosine c of the gradient with v, in [-1, 1] up to rounding; its sign does not matter.
+        alignment: the cosine c of the gradient with the tracked v, in [-1, 1] up to rounding; its sign does not matter.
     """
     return _evaluate(_eigen_edge, lr=lr, rho=rho, alpha=alpha, gradient_norm=gradient_norm, alignment=alignment)
 

@@ -56,7 +56,8 @@ def made(trial):
             settings = unit.settings()
             found = CLAIM.measure(settings["preset"], settings["cell"], unit.seed, unit.place, lambda done, total: None)
             unit.place.parent.mkdir(parents=True, exist_ok=True)
-            write_json(unit.place, {"settings": json.loads(json.dumps(settings)), "measured": found})
+            about = {"environment": {"python": "3.12", "command": "", "started": str(unit.seed)}, "measured": found}
+            write_json(unit.place, {"settings": json.loads(json.dumps(settings))} | about)
     return trial.conclude("flatwise reproduce rectangles")
 
 
@@ -83,9 +84,32 @@ def test_a_seed_with_a_part_missing_does_not_count(tmp_path):
     assert json.loads(trial.conclude("").read_text())["seeds"] == [0, 2]
 
 
-def test_without_a_complete_seed_nothing_is_concluded(tmp_path):
-    with pytest.raises(ValueError, match="no seed of rectangles is complete"):
-        Trial(CLAIM, "small", 3, tmp_path).conclude("")
+def test_without_a_complete_seed_it_is_written_down_that_there_is_none(tmp_path):
+    file = Trial(CLAIM, "small", 3, tmp_path).conclude("", {"cell 0": "no memory"})
+    found = json.loads(file.read_text())
+    assert (found["seeds"], found["asked"], found["criteria"]) == ([], 3, [])
+    assert report.tell(file).verdict == "failed to run"
+
+
+def test_seeds_that_are_missing_leave_a_claim_incomplete(tmp_path):
+    made(Trial(CLAIM, "small", 2, tmp_path))
+    told = report.tell(Trial(CLAIM, "small", 3, tmp_path).conclude(""))
+    assert (told.verdict, told.seeds, len(told.criteria)) == ("incomplete", "2 of 3", 1)
+
+
+def test_a_claim_that_cannot_be_judged_says_why(tmp_path):
+    def broken(preset, seeds):
+        raise KeyError("errors")
+
+    made(Trial(CLAIM, "small", 2, tmp_path))
+    told = report.tell(Trial(replace(CLAIM, judge=broken), "small", 2, tmp_path).conclude(""))
+    assert told.failures == {"judging": "KeyError('errors')"}
+    assert told.verdict == "failed to run"
+
+
+def test_on_what_it_was_measured_is_told_once_for_each_kind(tmp_path):
+    found = json.loads(made(Trial(CLAIM, "small", 3, tmp_path)).read_text())
+    assert found["environments"] == [{"python": "3.12"}]
 
 
 def test_numbers_of_other_settings_are_not_taken_for_these(tmp_path):
@@ -102,9 +126,14 @@ def test_the_time_is_known_from_the_beginning(tmp_path):
 
 
 def test_the_page_shows_verdict_numbers_and_protocol(tmp_path):
-    page = report.build_claims([made(Trial(CLAIM, "small", 3, tmp_path))], tmp_path / "report.html").read_text()
+    file = made(Trial(CLAIM, "small", 3, tmp_path))
+    index = report.build_claims(tmp_path).read_text()
+    assert 'href="rectangles/small/report.html"' in index
+    assert "1 confirmed" in index
+    page = file.with_name("report.html").read_text()
     for text in ("rectangles: confirmed", "More rectangles are better.", "As it stands.", "at most 0.200", "sizes"):
         assert text in page
+    assert 'href="../../report.html"' in page
     assert "flatwise reproduce rectangles" in page
 
 

@@ -37,9 +37,9 @@ def arms_of(methods: Sequence[str], settings: Settings, *, equal_norm: bool = Tr
     """
     if len(set(methods)) < len(methods):
         raise ValueError(f"each method is compared once, but {', '.join(methods)} names one twice")
-    taken = {method: _taken(method) for method in methods}
+    known = {method: taken(method) for method in methods}
     for name in _given(settings):
-        if not any(name in names for names in taken.values()):
+        if not any(name in names for names in known.values()):
             raise ValueError(f"{name} has no effect with {', '.join(methods)}; leave it out")
     _check_words(methods, settings)
     arms = [arm_of(method, settings) for method in methods]
@@ -70,7 +70,7 @@ def baseline_of(arms: Sequence[Arm]) -> str:
 def arm_of(method: str, settings: Settings) -> Arm:
     """The arm of a method, with those of the settings that it has."""
     values: dict[str, Any] = asdict(settings)
-    values |= {name: getattr(Settings, name) for name in OF_METHODS if name not in _taken(method)}
+    values |= {name: getattr(Settings, name) for name in OF_METHODS if name not in taken(method)}
     own = _own(method, settings)  # goes before the flag
     values |= {name: None for name in own if name in SHORTCUTS} | {"hyper": hyper.write(own)}
     config = TrainConfig(method=method, **values)
@@ -83,7 +83,7 @@ def _own(method: str, settings: Settings) -> dict[str, hyper.Value]:
     return {name: value for name, value in hyper.for_method(settings.hyper, method).items() if name in known}
 
 
-def _taken(method: str) -> set[str]:
+def taken(method: str) -> set[str]:
     """The settings that the method of this name has, such as rho, and with it rho_schedule."""
     built = build_method(TrainConfig(method=method))
     more = {"rho_schedule"} if hasattr(built, "rho") else set[str]()

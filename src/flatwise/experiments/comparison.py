@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flatwise.experiments.jobs import SERVER, Job
 from flatwise.experiments.progress import overall_progress
-from flatwise.processes import Pool, cores
+from flatwise.processes import EngineName, Pool
 from flatwise.runs import Run, RunError, write_json
 from flatwise.training import TrainConfig
 
@@ -28,6 +28,7 @@ class Arm:
         norm_of: the name of an arm at whose mean displacement norm this one runs, seed by seed, as measured there.
         weight: the share of one run in the work, for the estimate of the remaining time.
         home: the folder, from that of the comparison, in which its runs lie: another comparison may have made the same ones.
+        values: in a sweep, the settings that set it apart.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Arm:
     norm_of: str | None = None
     weight: float = 1.0
     home: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def folder(self, seed: int) -> Path:
         """Where its run with this seed lies, from the folder of the comparison."""
@@ -54,11 +56,12 @@ class Comparison:
         baseline: the name of the arm that the others are compared with.
         pairs: names of two arms whose difference is of interest.
         command: the command line that makes this again.
-        kind: "comparison" or "edge".
+        kind: "comparison", "edge" or "sweep".
         edge: the name of the subfolder with an edge comparison that belongs to this one.
         heading: what sets it apart from the other sections of its report.
         sections: the names of the subfolders with comparisons of the same arms under other circumstances.
         tuning: how the settings of the arms were chosen, as `flatwise.experiments.tuning` writes it down.
+        swept: the names of the settings that a sweep is over.
     """
 
     title: str
@@ -72,11 +75,16 @@ class Comparison:
     heading: str = ""
     sections: Sequence[str] = ()
     tuning: Mapping[str, Any] | None = None
+    swept: Sequence[str] = ()
 
     def jobs(self, folder: Path, mirrors: Sequence[str] = ()) -> list[Job]:
         """All runs: those that others wait for first, then long before short, so that the processes end together."""
         arms = sorted(self.arms, key=lambda arm: (arm.norm_of is not None, not self._is_awaited(arm), -arm.weight))
-        return [self._job(folder, arm, seed, mirrors) for arm in arms for seed in self.seeds]
+        return [job for arm in arms for job in self.jobs_of(folder, arm, mirrors)]
+
+    def jobs_of(self, folder: Path, arm: Arm, mirrors: Sequence[str] = ()) -> list[Job]:
+        """The runs of an arm."""
+        return [self._job(folder, arm, seed, mirrors) for seed in self.seeds]
 
     def write(self, folder: Path) -> None:
         """Write `comparison.json`, which says what the folder holds."""
@@ -94,6 +102,7 @@ class Comparison:
                 "heading": self.heading,
                 "sections": list(self.sections),
                 "tuning": self.tuning,
+                "swept": list(self.swept),
             },
         )
 
@@ -119,7 +128,8 @@ class Comparison:
         if arm.norm_of:
             config["rho"] = f"mean displacement norm of {arm.norm_of}, per seed"
         runs = [arm.folder(seed).as_posix() for seed in self.seeds]
-        return {"name": arm.name, "label": arm.label, "role": arm.role, "config": config, "runs": runs}
+        entry = {"name": arm.name, "label": arm.label, "role": arm.role, "config": config, "runs": runs}
+        return entry | ({"values": dict(arm.values)} if arm.values else {})
 
 
 def run_folder(arm: str, seed: int) -> str:
@@ -133,20 +143,25 @@ def plain(path: Path) -> Path:
 
 
 def carry_out(
-    comparisons: dict[Path, Comparison], workers: int | None = None, mirrors: Sequence[str] = ()
+    comparisons: dict[Path, Comparison],
+    workers: int | None = None,
+    mirrors: Sequence[str] = (),
+    engine: EngineName = "local",
 ) -> dict[str, str]:
     """Make the runs of some comparisons together, on parallel processes; what is finished already is kept.
 
     Args:
         comparisons: each with its folder.
-        workers: how many processes; by default as many as there are cores.
+        workers: how many processes; by default as many as there are cores, of this machine or of the cluster.
         mirrors: "tensorboard" and "wandb", which every run is shown in as in `flatwise.training.train`.
+        engine: where the processes run: "local" on this machine, "ray" on a Ray cluster.
 
     Returns:
         What failed: name of the run and reason. The other runs are made all the same.
 
     Raises:
         RunError: a folder holds a run with other settings; nothing is changed then.
+        OSError: a node of the cluster does not see the folder.
         KeyboardInterrupt: after Ctrl-C; what was reached is kept, and the same call continues from there.
     """
     if workers is not None and workers < 1:
@@ -160,7 +175,7 @@ def carry_out(
         folder.mkdir(parents=True, exist_ok=True)
         comparison.write(folder)
     with overall_progress(len(jobs)) as progress:
-        return Pool(jobs, SERVER, workers or cores(), min(comparisons) / "log.txt", progress).run()
+        return Pool(jobs, SERVER, workers, min(comparisons) / "log.txt", progress, engine).run()
 
 
 def _settings(arm: Arm, seed: int, model: Path | None) -> TrainConfig:

@@ -25,11 +25,17 @@ from flatwise.training.schedule import Schedule
 from flatwise.training.setup import affordable, build_loss, build_method, build_network, build_optimizer, evaluations_in
 from flatwise.training.stepping import Stepping
 
-OF_DATA = ("data", "data_root", "subset", "label_noise", "validation", "augment", "channels_last")
+OF_DATA = ("data", "data_root", "subset", "label_noise", "validation", "augment", "preprocess", "channels_last")
 """The settings that the data hangs on, beside the seed."""
 
 ROUNDS, STEPS = 3, 4
 """So many times each arm takes so many steps, by turns, so that a slow moment of the machine hits all of them."""
+
+FREE = ("seed", "lr", "rho", "rho_schedule", "schedule", "weight_decay", "label_noise", "init")
+"""Settings that a step or a measurement costs nothing more with."""
+
+LONG = 10.0
+"""Seconds: an arm whose turn takes longer, for what it looks up before its first step, has one turn only."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,23 @@ def expected(plan: Plan, folder: Path) -> list[Expected]:
     configs = {arm.name: arm.config for section in sections.values() for arm in section.arms}
     speeds = _speeds(configs)
     return [found for heading, comparison in comparisons for found in _of(heading, comparison, speeds)]
+
+
+def foreseen(arms: Sequence[Arm], runs: Mapping[str, int]) -> list[Expected]:
+    """What the runs of some arms will take, those of one kind timed once; nothing is written.
+
+    Args:
+        arms: of any data, models and methods.
+        runs: how many are left to make, by the name of the arm; arms that are not there are left out.
+    """
+    speeds: dict[TrainConfig, Speed] = {}
+    found: list[Expected] = []
+    for arm in arms:
+        if arm.name in runs:
+            kind = replace(arm.config, **{name: getattr(TrainConfig, name) for name in FREE})
+            speeds[kind] = speeds.get(kind) or _speeds({"": arm.config})[""]
+            found.append(_expect(arm.name, "", [arm], runs[arm.name], speeds[kind]))
+    return found
 
 
 def print_forecast(found: Sequence[Expected], workers: int, console: Console) -> None:
@@ -123,14 +146,20 @@ def _speeds(configs: Mapping[str, TrainConfig]) -> dict[str, Speed]:
     """How fast each arm is: the median over rounds in which all arms have their turn."""
     ready = {name: resolved(replace(config, seed=0)) for name, config in configs.items()}
     measurement = _measured(next(iter(ready.values())))
-    rounds = [{name: _timed(config) for name, config in ready.items()} for _ in range(ROUNDS)]
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in ready}
+    for _ in range(ROUNDS):
+        for name, config in list(ready.items()):
+            began = time.perf_counter()
+            turns[name].append(_timed(config))
+            if time.perf_counter() - began > LONG:
+                del ready[name]
     return {
         name: Speed(
-            evaluation=median(one[name][0] for one in rounds),
+            evaluation=median(evaluation for evaluation, _ in found),
             measurement=measurement,
-            cost=median(one[name][1] for one in rounds),
+            cost=median(cost for _, cost in found),
         )
-        for name in ready
+        for name, found in turns.items()
     }
 
 

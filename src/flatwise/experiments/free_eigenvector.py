@@ -15,7 +15,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from flatwise.methods.eigenvectors import EIGENVECTOR, SAME_IN_EVALUATION
 from flatwise.modules import Mode, measuring
 from flatwise.objective import Objective
 from flatwise.optim import SharpnessAware
+from flatwise.processes import Progress
 from flatwise.vectors import Vector
 
 ALPHA = 0.5
@@ -111,11 +112,12 @@ class Result:
 
 
 class Trial:
-    """One run while it is made."""
+    """One run while it is made: of the network's own epochs and rho where no others are given."""
 
-    def __init__(self, network: str, arm: str, seed: int, rho: float | None = None) -> None:
+    def __init__(self, network: str, arm: str, seed: int, rho: float | None = None, epochs: int | None = None) -> None:
         self.key, self.seed = (network, arm, seed), seed
-        self.problem = PROBLEMS[network](seed)
+        problem = PROBLEMS[network](seed)
+        self.problem = replace(problem, epochs=problem.epochs if epochs is None else epochs)
         self.rho = self.problem.rho if rho is None else rho
         self.method = ARMS[arm](self.rho)
         self.model = self.problem.model.train()
@@ -125,8 +127,8 @@ class Trial:
         self.cosines: list[float] = []
         self.batch_cosines: list[float] = []
 
-    def run(self) -> Result:
-        """Train, and measure on the way."""
+    def run(self, progress: Progress = lambda _step, _steps: None) -> Result:
+        """Train, and measure on the way; `progress` is told after each step how many there have been, and of how many."""
         steps, spent, moved, seconds = self.problem.steps, 0.0, 0.0, 0.0
         places = {math.ceil(place * steps) - 1 for place in PLACES}
         for step in range(steps):
@@ -138,6 +140,7 @@ class Trial:
             if exact is not None:
                 self.cosines.append(self._cosine(exact[0]))
                 self.batch_cosines.append(self._cosine(exact[1]))
+            progress(step + 1, steps)
         return self._result(spent / steps, moved / steps, seconds)
 
     def _step(self, step: int, factor: float) -> dict[str, float]:

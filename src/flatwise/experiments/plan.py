@@ -11,6 +11,7 @@ from typing import Literal
 from flatwise.experiments.arms import arm_of, arms_of, baseline_of, pairs_of
 from flatwise.experiments.comparison import Arm, Comparison, carry_out
 from flatwise.experiments.tuning import FOLDER, Tuning, tuning_of
+from flatwise.processes import EngineName
 from flatwise.training import Settings, resolved
 from flatwise.training.batches import Batches
 from flatwise.training.loop import load_task
@@ -90,15 +91,17 @@ class Plan:
             for place, tuning in found.items()
         }
 
-    def carry_out(self, folder: Path, workers: int | None = None, mirrors: Sequence[str] = ()) -> dict[str, str]:
+    def carry_out(
+        self, folder: Path, workers: int | None = None, mirrors: Sequence[str] = (), engine: EngineName = "local"
+    ) -> dict[str, str]:
         """Make all runs, the trials first; returns what failed: name of the run and reason. Raises as `comparison.carry_out`."""
         sections = self.sections(folder)
         trials = self.trials(sections)
         failures: dict[str, str] = {}
         if trials:
-            failures |= carry_out({place / FOLDER: t.comparison() for place, t in trials.items()}, workers)
+            failures |= carry_out({place / FOLDER: t.comparison() for place, t in trials.items()}, workers, (), engine)
             sections = _sharing({place: _tuned(s, trials[place], place / FOLDER) for place, s in sections.items()})
-        return failures | carry_out(sections, workers, mirrors)
+        return failures | carry_out(sections, workers, mirrors, engine)
 
     def _section(self, kind: Equal) -> Comparison:
         settings = replace(self.settings, validation=0.0) if self.tune else self.settings

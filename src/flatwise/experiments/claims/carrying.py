@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from flatwise.experiments.claims.claim import Claim, Values
+from flatwise.experiments.claims.claim import Claim, Outcome, Values
 from flatwise.experiments.claims.units import Unit, carry_out, units_of
-from flatwise.runs import environment, write_json
+from flatwise.processes import EngineName
+from flatwise.runs import read_mapping, write_json
 
 FILE = "claim.json"
 
@@ -43,36 +45,40 @@ class Trial:
         """Its parts."""
         return units_of(self.claim, self.scale, self.seeds, self.folder, command)
 
-    def conclude(self, command: str) -> Path:
+    def conclude(self, command: str, failures: Mapping[str, str] | None = None) -> Path:
         """Write down what the seeds say that are complete, those of earlier calls too; returns the file.
 
-        Raises:
-            ValueError: no seed is complete.
+        It is written without a complete seed as well: then it says that there is none.
+
+        Args:
+            command: the command line that measures this.
+            failures: the parts that could not be measured, each with the reason.
         """
-        complete = self._complete()
-        if not complete:
-            raise ValueError(f"no seed of {self.claim.name} is complete yet; see {self.out / 'log.txt'}")
-        preset = self.claim.preset(self.scale)
-        outcome = self.claim.judge(preset, [cells for _, cells in complete])
+        failed, complete, preset = dict(failures or {}), self._complete(), self.claim.preset(self.scale)
+        outcome = Outcome([])
+        if complete:
+            try:
+                outcome = self.claim.judge(preset, [[unit.measured() for unit in units] for _, units in complete])
+            except Exception as error:  # one claim that cannot be judged must not cost the report of the others
+                failed["judging"] = repr(error)
         about: Values = {name: getattr(self.claim, name) for name in ("name", "statement", "source", "protocol")}
         about |= {"scale": self.scale, "preset": preset, "seeds": [seed for seed, _ in complete], "command": command}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.file, about | {"environment": environment(command)} | asdict(outcome))
+        about |= {"asked": max(self.seeds, len(complete)), "failures": failed}
+        about |= {"environments": _environments([unit for _, units in complete for unit in units])}
+        write_json(self.file, about | asdict(outcome))
         return self.file
 
-    def _complete(self) -> list[tuple[int, list[Values]]]:
-        """The measured values of all cells, for each seed that has them all."""
+    def _complete(self) -> list[tuple[int, list[Unit]]]:
+        """The measured parts of each seed that has them all."""
         number = len(self.claim.cells(self.claim.preset(self.scale)))
         known = [int(folder.name.removeprefix("seed-")) for folder in self.folder.glob("seed-*") if folder.is_dir()]
-        found: list[tuple[int, list[Values]]] = []
-        for seed in sorted(known):
-            units = [Unit(self.claim, self.scale, cell, seed, self.folder) for cell in range(number)]
-            if all(unit.done() for unit in units):
-                found.append((seed, [unit.measured() for unit in units]))
-        return found
+        found = [(seed, [Unit(self.claim, self.scale, c, seed, self.folder) for c in range(number)]) for seed in known]
+        return sorted(((seed, units) for seed, units in found if all(unit.done() for unit in units)), key=_seed)
 
 
-def reproduce(trials: Sequence[Trial], workers: int, command: str) -> tuple[list[Path], dict[str, str]]:
+def reproduce(
+    trials: Sequence[Trial], workers: int | None, command: str, engine: EngineName = "local"
+) -> tuple[list[Path], dict[str, str]]:
     """Measure what is missing of some claims, and write down what they say.
 
     Returns:
@@ -83,11 +89,24 @@ def reproduce(trials: Sequence[Trial], workers: int, command: str) -> tuple[list
         KeyboardInterrupt: after Ctrl-C; what was measured is kept, and the same call goes on from there.
     """
     units = {unit.place: unit for trial in trials for unit in trial.units(command)}  # claims may share them
-    failures = carry_out(list(units.values()), workers, trials[0].out / "log.txt")
+    for unit in units.values():
+        unit.done()
+    for trial in trials:  # whatever ends this call, what is there says what is missing
+        trial.conclude(command)
+    failures = carry_out(list(units.values()), workers, trials[0].out / "log.txt", engine)
     files: list[Path] = []
     for trial in trials:
-        try:
-            files.append(trial.conclude(command))
-        except ValueError as error:
-            failures[trial.claim.name] = str(error)
+        own = {units[unit.place].name for unit in trial.units()}
+        files.append(trial.conclude(command, {name: why for name, why in failures.items() if name in own}))
     return files, failures
+
+
+def _seed(complete: tuple[int, list[Unit]]) -> int:
+    return complete[0]
+
+
+def _environments(units: Sequence[Unit]) -> list[dict[str, Any]]:
+    """On what they were measured, each kind of machine and software once."""
+    found: list[dict[str, Any]] = [read_mapping(unit.place).get("environment", {}) for unit in units]
+    kinds = [{name: value for name, value in one.items() if name not in ("command", "started")} for one in found]
+    return [kind for i, kind in enumerate(kinds) if kind not in kinds[:i]]

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from flatwise.processes import Progress
+
+if TYPE_CHECKING:
+    from flatwise.experiments.claims.gpu_hours import Work
 
 Values: TypeAlias = dict[str, Any]
 """JSON values by name."""
@@ -27,6 +30,7 @@ class Criterion:
         least: it must be at least that; None: no bound.
         most: it must be at most that; None: no bound.
         decisive: whether it decides the claim, or only accompanies it.
+        exact: a count that is the same for every seed: it decides without a spread.
     """
 
     name: str
@@ -35,6 +39,7 @@ class Criterion:
     least: float | None = None
     most: float | None = None
     decisive: bool = True
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Line:
         y: means.
         low: of the band; empty: none.
         high: of the band.
+        style: drawn as a line, a dashed line, or points.
     """
 
     label: str
@@ -54,6 +60,7 @@ class Line:
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
+    style: Literal["line", "dashed", "points"] = "line"
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Panel:
         y: of the vertical axis.
         lines: the curves.
         log: which axes are logarithmic: "", "x", "y" or "xy".
+        levels: horizontal lines to compare with, by label.
     """
 
     title: str
@@ -73,6 +81,38 @@ class Panel:
     y: str
     lines: Sequence[Line]
     log: str = ""
+    levels: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A figure with a grid of colored fields, each with its number.
+
+    Attributes:
+        title: what is drawn.
+        x: of the horizontal axis.
+        y: of the vertical axis.
+        columns: where the fields are on the horizontal axis, from the left.
+        rows: where they are on the vertical axis, from below.
+        values: the numbers: a sequence of columns for each row; NaN leaves a field empty.
+        color: what the numbers are.
+        middle: the number of the neutral color, where numbers above and below it are told apart.
+    """
+
+    title: str
+    x: str
+    y: str
+    columns: Sequence[float | str]
+    rows: Sequence[float | str]
+    values: Sequence[Sequence[float]]
+    color: str
+    middle: float | None = None
+
+    def __post_init__(self) -> None:
+        if [len(row) for row in self.values] != [len(self.columns)] * len(self.rows):
+            raise ValueError(
+                f"{self.title}: values must be {len(self.rows)} rows of {len(self.columns)} numbers, as rows and columns say"
+            )
 
 
 @dataclass(frozen=True)
@@ -86,7 +126,7 @@ class Outcome:
     """
 
     criteria: Sequence[Criterion]
-    panels: Sequence[Panel] = ()
+    panels: Sequence[Panel | Heat] = ()
     notes: Sequence[str] = ()
 
 
@@ -106,6 +146,8 @@ class Claim:
             "cells", or a single part.
         measure: does the work of a cell with a seed.
         judge: from the parameters and, for each seed, the measured values of all cells, to the outcome.
+        work: from the parameters and a cell to what a seed of it takes; where it is there, a dry run at the scale "paper" says
+            this, and tries nothing.
     """
 
     name: str
@@ -117,6 +159,7 @@ class Claim:
     measure: Measure
     judge: Callable[[Values, Sequence[Sequence[Values]]], Outcome]
     experiment: str = ""
+    work: Callable[[Values, Values], Work] | None = None
     cells: Callable[[Values], Sequence[Values]] = field(default=lambda preset: preset.get("cells", [{}]))
 
     def preset(self, scale: str) -> Values:

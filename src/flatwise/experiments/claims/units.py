@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from flatwise.experiments.claims.claim import Claim, Values
-from flatwise.processes import Pool
+from flatwise.processes import EngineName, Pool
 from flatwise.runs import RunError, read_mapping
 from flatwise.training.progress import line
 
@@ -125,7 +125,7 @@ def units_of(claim: Claim, scale: str, seeds: int, folder: Path, command: str = 
     return [Unit(claim, scale, cell, seed, folder, command) for seed in range(seeds) for cell in cells]
 
 
-def carry_out(units: Sequence[Unit], workers: int, log: Path) -> dict[str, str]:
+def carry_out(units: Sequence[Unit], workers: int | None, log: Path, engine: EngineName = "local") -> dict[str, str]:
     """Measure on parallel processes; what is there already is kept, and what fails does not stop the rest.
 
     Returns:
@@ -139,8 +139,8 @@ def carry_out(units: Sequence[Unit], workers: int, log: Path) -> dict[str, str]:
         unit.done()
     with line() as show:
         number = len(units)
-        pool = Pool(units, SERVER, workers, log, lambda share, done: show(share, 1.0, f"{done} of {number} parts"))
-        return pool.run()
+        progress: Callable[[float, int], None] = lambda share, done: show(share, 1.0, f"{done} of {number} parts")
+        return Pool(units, SERVER, workers, log, progress, engine).run()
 
 
 def _plain(values: Values) -> Values:

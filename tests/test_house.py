@@ -32,7 +32,7 @@ MAY_IMPORT = {
 }
 PACKAGES = {room: {"torch"} for room in GROUND} | {
     "runs": set(),
-    "processes": set(),
+    "processes": {"ray"},
     "tasks": {"torch", "torchvision", "sklearn"},
 }
 NEVER = {"report": {"torch", "torchvision"}}
@@ -71,6 +71,11 @@ def test_no_file_is_longer_than_400_lines(name):
 
 def test_the_edges_are_plain_numbers_that_know_neither_methods_nor_curvature():
     assert not wrong_arrows("vectors", (SOURCE / "theory" / "edges.py").read_text(encoding="utf-8"))
+
+
+def test_only_the_engine_on_a_cluster_knows_ray():
+    those = [name for name, path in FILES.items() if any(n.split(".")[0] == "ray" for n in imports(path.read_text()))]
+    assert those == ["processes/cluster.py"]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from report.test_claim_page import left
 
-from flatwise.report import build
+from flatwise.report import build, build_claims
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = [
@@ -92,3 +93,13 @@ def test_one_broken_run_leaves_the_page_whole(comparison: Callable[..., Path], t
     assert found.console == []
     # The alignment is SAM's alone.
     assert len(found.drawn) == 4
+
+
+def test_the_page_of_a_claim_draws_its_curves_and_its_heat_map_offline(tmp_path: Path) -> None:
+    file = left(tmp_path)
+    build_claims(tmp_path)
+    found = visit(file.with_name("report.html"), tmp_path / "visit")
+    assert (found.console, found.requests) == ([], [])
+    assert found.drawn == ["example-0"]
+    assert "heatmaplayer" in found.dom
+    assert "SAM &lt;i&gt;" in found.dom

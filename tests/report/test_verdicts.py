@@ -1,5 +1,7 @@
 """When a claim is confirmed, not confirmed, or undecided."""
 
+import math
+
 import pytest
 
 from flatwise.report.verdicts import judged, verdict_of
@@ -31,6 +33,24 @@ def test_the_whole_interval_decides(values, least, most, verdict):
     assert criterion(values, least, most).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("values", "verdict"), [([3.0], "confirmed"), ([3.0, 3.0], "confirmed"), ([5.0, 5.0], "not confirmed")]
+)
+def test_an_exact_number_decides_without_a_spread(values, verdict):
+    found = judged(
+        {"name": "n", "meaning": "m", "values": values, "least": None, "most": 4, "decisive": True, "exact": True}
+    )
+    assert (found.verdict, found.range, found.power) == (verdict, "", None)
+
+
+@pytest.mark.parametrize("values", [[3.0, 3.5], [math.nan]])
+def test_what_differs_between_seeds_is_not_exact(values):
+    found = judged(
+        {"name": "n", "meaning": "m", "values": values, "least": None, "most": 4, "decisive": True, "exact": True}
+    )
+    assert found.verdict == "undecided"
+
+
 def test_seeds_without_a_number_are_counted():
     assert criterion([1.0, 1.1]).missing == ""
     assert criterion([1.0, 1.1, float("nan")]).missing == "1 seed without a number"
@@ -41,6 +61,10 @@ def test_the_power_is_half_the_width_of_the_interval():
     found = criterion([1.0, 2.0, 3.0], 0.0)
     assert found.power == pytest.approx((found.interval.high - found.interval.low) / 2)
     assert found.interval.mean - found.power == pytest.approx(2.0 - 4.303 / 3**0.5, abs=1e-3)
+
+
+def test_without_a_bound_there_is_no_distance_from_it():
+    assert criterion([1.0, 2.0, 3.0]).power is None
 
 
 def test_one_criterion_that_fails_is_enough():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from flatwise.cli.log import Log, mirrors
+from flatwise.processes import EngineName
 from flatwise.training.config import Settings
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class Compare:
     workers: int | None = None
     """Processes at a time; default: one per core."""
 
+    engine: EngineName = "local"
+    """Where they run: on this machine, or on a Ray cluster: that of RAY_ADDRESS or of this machine, else one started here."""
+
     dry_run: bool = False
     """Only say what it would take: runs, steps, evaluations, and the time, from a few steps of each method."""
 
@@ -62,7 +66,7 @@ class Compare:
         folder = self.out or self._default_folder()
         if self.dry_run:
             return forecast(plan, folder, self.workers)
-        return show(folder, plan.carry_out(folder, self.workers, mirrors(self.log)))
+        return show(folder, plan.carry_out(folder, self.workers, mirrors(self.log), self.engine))
 
     def _plan(self, command: str) -> Plan:
         from flatwise import methods

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -19,16 +20,33 @@ class List:
     what: tyro.conf.Positional[Literal["methods", "claims", "data", "models"]]
     """What to list."""
 
+    claims: Path | None = None
+    """The folder of all claims, whose last verdicts are listed with them; default: claims, where it is there."""
+
     def run(self, words: Sequence[str]) -> int:
         """Print the names, each with a line about it."""
         del words
         from flatwise.tasks import data_names, model_names
 
-        entries = {"methods": _methods, "claims": _claims, "data": data_names, "models": model_names}[self.what]()
+        if self.claims and self.what != "claims":
+            raise ValueError(f"claims has no effect on {self.what}; leave it out")
+        listings = {"methods": _methods, "claims": self._claims, "data": data_names, "models": model_names}
+        entries = listings[self.what]()
         width = max(len(name) for name, _ in entries)
         for name, line in entries:
             print(f"{name:{width}}  {line}")
         return 0
+
+    def _claims(self) -> list[tuple[str, str]]:
+        """Each claim with the verdict of its last run and its statement."""
+        from flatwise.experiments.claims.listed import CLAIMS
+        from flatwise.report import last_verdicts
+
+        if self.claims and not self.claims.is_dir():
+            raise ValueError(f"there is no folder {self.claims}; `flatwise reproduce` makes it")
+        found = last_verdicts(self.claims or Path("claims"))
+        about = {name: f"{claim.statement} [{', '.join(claim.scales)}]" for name, claim in CLAIMS.items()}
+        return [(name, f"{found[name]}: {line}" if name in found else line) for name, line in about.items()]
 
 
 def _methods() -> list[tuple[str, str]]:
@@ -48,10 +66,3 @@ def _described(name: str) -> str:
     words = [f"{key} {value}" for key, value in method_settings(name).items() if value is not None]
     words.append(f"evaluations a step: {'by the data' if evaluations is None else format(evaluations / MANY, 'g')}")
     return f"{first} [{', '.join(words)}]"
-
-
-def _claims() -> list[tuple[str, str]]:
-    """Each claim with its statement."""
-    from flatwise.experiments.claims.listed import CLAIMS
-
-    return [(name, f"{claim.statement} [{', '.join(claim.scales)}]") for name, claim in CLAIMS.items()]

@@ -15,6 +15,7 @@ from flatwise.cli.listing import List
 from flatwise.cli.measure import Measure
 from flatwise.cli.report import Report
 from flatwise.cli.reproduce import Reproduce
+from flatwise.cli.sweep import Sweep
 from flatwise.cli.train import Train
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -38,6 +39,7 @@ COMMANDS: dict[str, type[Command]] = {
     "compare": Compare,
     "measure": Measure,
     "reproduce": Reproduce,
+    "sweep": Sweep,
     "report": Report,
     "list": List,
 }
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command: Command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="flatwise", description=DESCRIPTION, args=words
         )
+        _check_alone(words[0], command)
         sys.exit(command.run(words))
     except KeyboardInterrupt:
         print("stopped; the same command continues from here", file=sys.stderr)
@@ -61,6 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"flatwise: {_sentence(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+
+
+def _check_alone(name: str, command: Command) -> None:
+    """Under torchrun every process would do all of it, in the same folders."""
+    several = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and not isinstance(command, Train):
+        raise ValueError(
+            f"flatwise {name} is one process: start it without torchrun; only flatwise train can be shared"
+        )
 
 
 def _sentence(error: Exception) -> str:

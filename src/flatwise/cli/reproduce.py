@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from flatwise.processes import cores
+from flatwise.processes import EngineName, cores
 
 if TYPE_CHECKING:
     from flatwise.experiments.claims.carrying import Trial
+    from flatwise.experiments.claims.units import Unit
 
 
 @dataclass(frozen=True)
 class Reproduce:
     """Try published claims over seeds, and say whether they are confirmed at this scale; the same command continues.
 
-    A later command with more seeds adds them to those that are there.
+    A later command with more seeds adds them to those that are there. OUT/report.html is about all claims, and leads to
+    a page for each.
     """
 
     claims: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -39,28 +41,33 @@ class Reproduce:
     workers: int | None = None
     """Processes at a time; default: one per core."""
 
+    engine: EngineName = "local"
+    """Where they run: on this machine, or on a Ray cluster: that of RAY_ADDRESS or of this machine, else one started here."""
+
     dry_run: bool = False
     """Only say what it would take, from the first seconds of a part of each claim."""
 
     out: Path = Path("claims")
     """The folder of all claims."""
 
+    figures: tuple[Literal["pdf", "png"], ...] = ()
+    """Draw each claim's figures for a paper as well, in these formats."""
+
     def run(self, words: Sequence[str]) -> int:
         """Measure, judge, print the verdicts and write the report."""
         trials = self._trials()
-        workers = self.workers or cores()
         if self.dry_run:
-            return _forecast(trials, workers)
+            return _forecast(trials, self.workers or cores())
         from flatwise import report
         from flatwise.experiments.claims.carrying import reproduce
 
-        files, failures = reproduce(trials, workers, shlex.join(["flatwise", *words]))
+        report.check_formats(self.figures)
+        files, failures = reproduce(trials, self.workers, shlex.join(["flatwise", *words]), self.engine)
         for name, reason in failures.items():
             print(f"flatwise: {name} failed: {reason}", file=sys.stderr)
         for line in report.verdict_lines(files):
             print(line)
-        if files:
-            print(f"report: {report.build_claims(files, self.out / 'report.html')}")
+        print(f"report: {report.build_claims(self.out, self.figures)}")
         return 1 if failures else 0
 
     def _trials(self) -> list[Trial]:
@@ -80,14 +87,27 @@ class Reproduce:
 
 
 def _forecast(trials: Sequence[Trial], workers: int) -> int:
-    """Say what each claim takes, going by the first seconds of its first part that is missing."""
+    """Say what each claim takes: counted, or going by the first seconds of its first part that is missing."""
     from flatwise.measurements.cost import duration
 
+    counted = [trial for trial in trials if trial.scale == "paper" and trial.claim.work is not None]
+    if counted:
+        from flatwise.experiments.claims.gpu_hours import lines
+
+        print("\n".join(lines(counted)))
     total = 0.0
-    for trial in trials:
+    for trial in (tried := [trial for trial in trials if trial not in counted]):
         missing = [unit for unit in trial.units() if not unit.done()]
-        seconds = missing[0].seconds() * len(missing) if missing else 0.0
+        seconds = _seconds(missing)
         total += seconds
         print(f"{trial.claim.name}: {len(missing)} parts to measure, {duration(seconds)} of work")
-    print(f"in sum {duration(total)} of work, {duration(total / workers)} on {workers} processes; nothing was kept")
+    if tried:
+        print(f"in sum {duration(total)} of work, {duration(total / workers)} on {workers} processes; nothing was kept")
     return 0
+
+
+def _seconds(missing: Sequence[Unit]) -> float:
+    """Of work, going by the first seconds of one part of each cell: cells may be of different kinds."""
+    cells = {unit.cell: unit for unit in reversed(missing)}
+    taken = {cell: unit.seconds(max(2.0, 8.0 / len(cells))) for cell, unit in cells.items()}
+    return sum(taken[unit.cell] for unit in missing)

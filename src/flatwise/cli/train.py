@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -18,6 +18,7 @@ from flatwise.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from flatwise.runs import Run
+    from flatwise.training.distributed import World
     from flatwise.training.interruption import Interrupted
 
 
@@ -39,18 +40,39 @@ class Train:
     log: Log = ()
     """Show the metrics in TensorBoard too (RUN/tensorboard), or in W&B (RUN/wandb, offline without WANDB_MODE), or both."""
 
+    parallel: Literal["ddp", "fsdp2"] | None = None
+    """Under torchrun, how the processes share the network: ddp (the default), all of it on each; fsdp2, a shard on each."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute: cuda is one GPU for each process of a machine; auto takes GPUs where there are some."""
+
     def run(self, words: Sequence[str]) -> int:
         """Train, and say where the results lie."""
-        from flatwise.training import Interrupted, resolved, train
+        from flatwise.training.distributed import Refused, processes
+
+        try:
+            with processes(self.parallel, self.device) as world:
+                return self._train(words, world)
+        except Refused:
+            return REFUSED  # the first process says why
+
+    def _train(self, words: Sequence[str], world: World) -> int:
+        from flatwise.training import Interrupted, train
+
+        config, folder = world.told(lambda: self._what_and_where(words))
+        log = mirrors(self.log)
+        try:
+            run = train(config, folder, progress=True, mirrors=log, parallel=self.parallel, device=self.device)
+        except Interrupted as stop:
+            return _stopped(stop, log, world)
+        return world.told(lambda: _report(run))
+
+    def _what_and_where(self, words: Sequence[str]) -> tuple[TrainConfig, Path]:
+        from flatwise.training import resolved
 
         settled = self._settled(words)
         config = resolved(settled.config)
-        folder = settled.out or _default_folder(config)
-        try:
-            run = train(config, folder, progress=True, mirrors=mirrors(settled.log))
-        except Interrupted as stop:
-            return _stopped(stop, mirrors(settled.log))
-        return _report(run)
+        return config, settled.out or _default_folder(config)
 
     def _settled(self, words: Sequence[str]) -> Train:
         """These arguments, with the settings of the run or the file as the defaults of the flags."""
@@ -64,6 +86,10 @@ class Train:
         return _parsed(words, TrainConfig.from_file(self.settings)) if self.settings else self
 
 
+REFUSED = 2
+"""Exit code of bad input."""
+
+
 def _parsed(words: Sequence[str], defaults: TrainConfig) -> Train:
     return tyro.cli(Train, prog="flatwise train", args=words[1:], default=Train(config=defaults))
 
@@ -74,9 +100,10 @@ def _default_folder(config: TrainConfig) -> Path:
     return Path("runs") / "-".join([*words, hashlib.sha256(settings).hexdigest()[:8]])
 
 
-def _stopped(stop: Interrupted, log: list[str]) -> int:
+def _stopped(stop: Interrupted, log: list[str], world: World) -> int:
     words = ["flatwise", "train", "--resume", str(stop.run.path), *(["--log", *log] if log else [])]
-    print(f"stopped at step {stop.step}; continue with: {shlex.join(words)}", file=sys.stderr)
+    if world.is_first:
+        print(f"stopped at step {stop.step}; continue with: {world.command(shlex.join(words))}", file=sys.stderr)
     return 128 + stop.signal
 
 

@@ -1,4 +1,4 @@
-"""A process that measures one network after another. Started by `flatwise.processes.pool`."""
+"""A process that measures one network after another. Started by an engine of `flatwise.processes`."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ class Dialogue(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What must be there beside gradients: "names", "momentum", "loss" or "subspace"."""
+        """What must be there beside gradients: "names", "momentum", "loss", "samples" (each one's loss) or "subspace"."""
         return frozenset()
 
     @property

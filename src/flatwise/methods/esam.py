@@ -53,6 +53,11 @@ class ESAM(Twice):
         share("gamma", self.gamma)
         whole("seed", self.seed)
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The losses of all samples, where it chooses among them."""
+        return frozenset({"samples"} if self.gamma < 1 else ())
+
     def passes(self, state: State) -> Passes:
         """Evaluate at the weights, then with some of them displaced, on some of the samples."""
         if not state.displaces(self.rho):

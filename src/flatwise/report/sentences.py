@@ -10,6 +10,7 @@ from flatwise.report.edges import EdgeRatio, EdgeResult, edge_results, is_gd_edg
 from flatwise.report.quantities import COMPARED, TEST_ACCURACY, TOP_EIGENVALUE, TRACE, Quantity, p_value, ratios
 from flatwise.report.statistics import Interval, mean_interval
 from flatwise.report.study import Arm, Study
+from flatwise.report.sweep_sentences import sweep_sentences
 
 NAMES = {
     TEST_ACCURACY.key: "test accuracy",
@@ -36,6 +37,8 @@ def _under_heading(study: Study) -> list[str]:
 
 
 def _comparison(study: Study) -> list[str]:
+    if study.kind == "sweep":
+        return sweep_sentences(study)
     if study.is_crowded:
         return [text for q in COMPARED[:2] for text in crowd_sentences(differences(study, q), NAMES[q.key])]
     sentences = [_sentence(_of_interest(study, q)) if study.pairs else _levels(study.arms, q) for q in COMPARED]

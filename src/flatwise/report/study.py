@@ -57,7 +57,8 @@ class Trial:
 class Arm:
     """A method with its hyper-parameters, run over seeds.
 
-    `role` is "method" or "control"; `plan` holds the settings as planned, which may say in words how one depends on the seed.
+    `role` is "method" or "control"; `plan` holds the settings as planned, which may say in words how one depends on the seed;
+    `values` are those that set it apart in a sweep.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Arm:
     role: str
     trials: Sequence[Trial]
     plan: Record = field(default_factory=dict[str, Any])
+    values: Record = field(default_factory=dict[str, Any])
 
     @property
     def finished(self) -> list[Trial]:
@@ -202,7 +204,8 @@ def _read_arm(folder: Path, entry: Record, seeds: Sequence[int]) -> Arm:
     trials = [_read_trial(path, seed) for path, seed in zip(runs, expected)]
     name = str(entry["name"])
     label = str(entry.get("label") or METHOD_LABELS.get(name, name))
-    return Arm(name, label, str(entry.get("role") or "method"), trials, entry.get("config") or {})
+    role = str(entry.get("role") or "method")
+    return Arm(name, label, role, trials, entry.get("config") or {}, entry.get("values") or {})
 
 
 def _read_trial(path: Path, seed: int | None) -> Trial:

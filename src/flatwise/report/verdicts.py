@@ -22,8 +22,10 @@ class Judged:
         interval: of the mean over seeds, Student's t.
         wanted: where it must lie, in words.
         verdict: "confirmed" where the whole interval lies there, "not confirmed" where all of it lies outside, else "undecided";
-            also where a seed gave no number: those that diverge are no random sample of the seeds.
-        power: the smallest distance from a bound that would have been decided, half the interval's width; None with one seed.
+            also where a seed gave no number: those that diverge are no random sample of the seeds. An exact number lies
+            there or outside.
+        power: the smallest distance from a bound that would have been decided, half the interval's width; None with one seed,
+            or without a bound.
         decisive: whether it decides the claim.
         values: one for each seed.
     """
@@ -61,21 +63,23 @@ class Judged:
 
     @property
     def distance(self) -> str:
-        """The power as text; empty with one seed."""
+        """The power as text; empty without one."""
         return "" if self.power is None else compact(self.power)
 
 
 def judged(criterion: dict[str, Any]) -> Judged:
     """A criterion as `claim.json` holds it, decided."""
     interval = mean_interval(criterion["values"])
-    low, high = interval.low, interval.high
+    exact = criterion.get("exact", False) and len(set(criterion["values"])) == 1
+    is_bounded = criterion["least"] is not None or criterion["most"] is not None
+    low, high = (None, None) if exact else (interval.low, interval.high)
     return Judged(
         name=criterion["name"],
         meaning=criterion["meaning"],
-        interval=interval,
+        interval=Interval(interval.mean, low, high, interval.n, interval.excluded),
         wanted=_wanted(criterion["least"], criterion["most"]),
-        verdict=_verdict(interval, criterion["least"], criterion["most"]),
-        power=None if low is None or high is None else (high - low) / 2,
+        verdict=_verdict(interval, criterion["least"], criterion["most"], exact),
+        power=None if low is None or high is None or not is_bounded else (high - low) / 2,
         decisive=criterion["decisive"],
         values=criterion["values"],
     )
@@ -89,14 +93,13 @@ def verdict_of(criteria: Sequence[Judged]) -> Verdict:
     return "confirmed" if verdicts == {"confirmed"} else "undecided"
 
 
-def _verdict(interval: Interval, least: float | None, most: float | None) -> Verdict:
-    if interval.low is None or interval.high is None or interval.degenerate or interval.excluded:
+def _verdict(interval: Interval, least: float | None, most: float | None, exact: bool) -> Verdict:
+    low, high = (interval.mean, interval.mean) if exact else (interval.low, interval.high)
+    if low is None or high is None or interval.excluded or (interval.degenerate and not exact):
         return "undecided"
-    above = least is None or interval.low >= least
-    below = most is None or interval.high <= most
-    if above and below:
+    if (least is None or low >= least) and (most is None or high <= most):
         return "confirmed"
-    outside = (least is not None and interval.high < least) or (most is not None and interval.low > most)
+    outside = (least is not None and high < least) or (most is not None and low > most)
     return "not confirmed" if outside else "undecided"
 
 

@@ -1,0 +1,57 @@
+"""What the commands say of claims that were tried."""
+
+import pytest
+from report.test_claim_page import left
+
+from flatwise.cli.main import main
+
+
+def flatwise(*words):
+    with pytest.raises(SystemExit) as end:
+        main([str(word) for word in words])
+    return end.value.code
+
+
+def test_the_list_of_claims_has_the_verdicts_of_the_last_run(tmp_path, capsys):
+    left(tmp_path, name="stable-sam")
+    left(tmp_path, name="tilted-sam", asked=9)
+    assert flatwise("list", "claims", "--claims", tmp_path) == 0
+    lines = {line.split()[0]: line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines()}
+    assert lines["stable-sam"].startswith("confirmed (small, 3 seeds): Renormalised")
+    assert lines["tilted-sam"].startswith("incomplete (small, 3 of 9 seeds): Tilted")
+    assert lines["late-phase-sam"].startswith("SAM in the last quarter")
+
+
+def test_claims_are_listed_without_any_that_were_tried(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert flatwise("list", "claims") == 0
+    assert "third-order-sde" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["claims", "--claims", "nowhere"], "there is no folder nowhere"),
+        (["data", "--claims", "."], "claims has no effect on data"),
+    ],
+)
+def test_a_folder_that_cannot_be_listed_is_refused(words, said, capsys):
+    assert flatwise("list", *words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_pages_of_claims_are_written_again(tmp_path, capsys):
+    file = left(tmp_path)
+    assert flatwise("report", tmp_path, "--figures", "pdf") == 0
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
+    assert file.with_name("report.html").is_file()
+    assert file.with_name("example.pdf").is_file()
+
+
+def test_a_dry_run_counts_all_parts_and_keeps_nothing(tmp_path, capsys):
+    words = ["base-optimizers", "--scale", "smoke", "--seeds", 3, "--workers", 2, "--dry-run"]
+    assert flatwise("reproduce", *words, "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "base-optimizers: 6 parts to measure" in said
+    assert "on 2 processes; nothing was kept" in said
+    assert not (tmp_path / "out").exists()

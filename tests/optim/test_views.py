@@ -131,4 +131,9 @@ def test_gradients_alone_are_enough_only_for_methods_that_look_at_nothing_else(c
 
 def test_of_all_methods_these_need_a_view():
     needed = {case.name: set(case.method.needs) for case in [*EVERY, *VARIANTS] if case.method.needs}
-    assert needed == {"momentum-sam": {"momentum"}, "asam, weights alone": {"names"}, "prgd": {"loss"}}
+    assert needed == {
+        "momentum-sam": {"momentum"},
+        "asam, weights alone": {"names"},
+        "prgd": {"loss"},
+        "esam, half the samples": {"samples"},
+    }

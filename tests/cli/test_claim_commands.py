@@ -55,3 +55,11 @@ def test_a_dry_run_counts_all_parts_and_keeps_nothing(tmp_path, capsys):
     assert "base-optimizers: 6 parts to measure" in said
     assert "on 2 processes; nothing was kept" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_trainings_that_claims_share_are_counted_once(tmp_path, capsys):
+    words = ["sam-edge-mlp", "sam-gradient-alignment", "--scale", "smoke", "--seeds", 1, "--dry-run"]
+    assert flatwise("reproduce", *words, "--out", tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "sam-edge-mlp: 5 parts to measure" in said
+    assert "sam-gradient-alignment: 0 parts to measure" in said

@@ -97,6 +97,7 @@ def test_widths_models_and_hyperparameters_of_methods_can_be_swept():
         ("sgd", ()),
         ("tsam", ("tilt=5",)),
     ]
+    assert [arm.config.batch_size for arm in arms("batch-size=16,32", settings=Settings())] == [16, 32]
     own = arms("data=mine:one,mine:two", settings=Settings())
     assert [arm.name for arm in own] == ["data=mine-one", "data=mine-two"]
 
@@ -118,13 +119,17 @@ def test_a_file_holds_a_grid_or_several_and_single_values(tmp_path):
     assert len(Sweep("sam", Settings(), [one, two], 1, "").comparison(tmp_path).arms) == 2 + 2 * 2 * 2
     file.write_text('{"widths": [8, 8], "lr": 0.1}')
     assert read_file(file) == [{"widths": ((8, 8),), "lr": (0.1,)}]
+    file.write_text('{"widths": [[8, 8], 16]}')
+    assert read_file(file) == [{"widths": ((8, 8), (16,))}]
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--set", "lrr=0.1"], "there is no setting 'lrr' to sweep; did you mean 'lr'"),
-        (["--set", "tilt=1"], "there is no setting 'tilt' to sweep"),
+        (["--set", "lrr=0.1"], "there is no setting 'lrr' to sweep with sam; did you mean 'lr'"),
+        (["--set", "tilt=1"], "there is no setting 'tilt' to sweep with sam; tsam has it"),
+        (["--set", "widths=64x,128"], "widths takes whole numbers joined by x, such as widths=64x64,128, not '64x'"),
+        (["--set", "batch-siz=32"], "did you mean 'batch_size'"),
         (["--set", "tsam.tilt=1"], "tsam.tilt is of 'tsam', which is not tried"),
         (["--set", "lr"], "set takes words such as lr=0.01,0.1"),
         (["--set", "lr=0.1", "lr=0.2"], "set names lr twice"),

@@ -87,3 +87,21 @@ def test_all_three_come_nearer_to_the_largest_margin(tmp_path):
         assert 0 <= errors[-1] < errors[0]
     assert told == sorted(told)
     assert told[-1] == (300, 300)
+
+
+def test_each_data_set_decides_by_itself():
+    """Rates too slow for half of the seeds on one of them and too fast for the other half have a mean of -1, but no seed is."""
+
+    def path(rate):
+        steps = [10**i for i in range(1, 6)]
+        return {"steps": steps, "errors": [0.1 * t**rate for t in steps]}
+
+    def cell(rate):
+        return {"GD": path(-0.1), "NGD": path(rate), "PRGD": path(-3)}
+
+    seeds = [[cell(-0.5), cell(-1.0)], [cell(-1.0), cell(-1.5)]]
+    outcome = CLAIMS["margin-by-rescaling"].judge(PRESET | {"warm": 0}, seeds)
+    found = {c.name: c.values for c in outcome.criteria}
+    first, second = (found[f"{name}: NGD, power of the step"] for name in DATA)
+    assert first == pytest.approx([-0.5, -1.0])
+    assert second == pytest.approx([-1.0, -1.5])

@@ -1,13 +1,15 @@
 """The PAC-Bayes claim: the bound's formula, the forms of the noisy error, and what is seen at a checkpoint."""
 
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
 from torch.func import functional_call
 
 from flatwise.experiments.claims.listed import CLAIMS
-from flatwise.experiments.claims.pac_bayes import Study, agreement, bound, complexity, measure, noisy_error
+from flatwise.experiments.claims.pac_bayes import AGREEING, Study, agreement, bound, complexity, measure, noisy_error
+from flatwise.report.verdicts import judged
 from flatwise.runs import Run
 
 PRESET = CLAIMS["pac-bayes"].preset("smoke")
@@ -63,6 +65,20 @@ def test_the_bound_holds_for_a_gaussian_posterior_on_a_known_distribution():
 )
 def test_the_agreement_of_orders_counts_pairs(first, second, expected):
     assert agreement(first, second) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("seeds", "verdict"), [(AGREEING, "confirmed"), (AGREEING - 1, "undecided")])
+def test_enough_seeds_that_agree_in_the_order_decide(seeds, verdict):
+    def arm(moved, loss):
+        look = {"samples": 1000, "moved": moved, "sigmas": [0.1], "size": 10, "eigenvalue": 0.1, "loss": 0.1}
+        look |= {"trace": 0.1, "trace_error": 0.01, "train": [[0.1, 0.01]], "test": [[0.1, 0.01]], "step": 1}
+        return {"looks": [look], "summary": {"test_loss": loss}}
+
+    found = [{name: arm(1.0 + i, 0.1 * i) for i, name in enumerate(PRESET["arms"])}]
+    outcome = CLAIMS["pac-bayes"].judge(PRESET, [found] * seeds)
+    (order,) = [judged(asdict(c)) for c in outcome.criteria if c.name == "order, top eigenvalue"]
+    assert list(order.values) == [1.0] * seeds
+    assert order.verdict == verdict
 
 
 @pytest.fixture(scope="module")

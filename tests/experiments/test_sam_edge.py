@@ -118,6 +118,15 @@ def test_the_numbers_of_the_claim():
     assert not bunched.decisive
 
 
+def test_a_training_that_ends_early_gives_no_number_to_any_criterion():
+    whole = series(1.0)
+    early = {name: values[:2] for name, values in whole.items()}
+    for verdict in (judge(JUDGED, [[whole], [early]]), judge_alignment(JUDGED, [[whole], [early]])):
+        for criterion in verdict.criteria:
+            assert math.isfinite(criterion.values[0])
+            assert math.isnan(criterion.values[1])
+
+
 def test_over_mini_batches_the_bounds_are_wider():
     outcome = judge(JUDGED | {"batch_size": 16}, [[series(1.0)]])
     assert (outcome.criteria[0].least, outcome.criteria[0].most) == (0.8, 1.2)

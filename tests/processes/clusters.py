@@ -13,9 +13,17 @@ import tempfile
 import time
 import uuid
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 MARK = "FLATWISE_TEST_MARK"
+
+
+def in_the_way():
+    """Why there can be no Ray cluster; empty where there can."""
+    if find_spec("ray") is None:
+        return "Ray is not installed"
+    return "Ray starts no processes from a Python whose path has a space" if " " in sys.executable else ""
 
 
 @contextmanager

@@ -4,19 +4,15 @@ import shutil
 import socket
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
-from processes.clusters import cluster, marked
+from processes.clusters import cluster, in_the_way, marked
 from processes.test_pool import TESTS, Told
 
 from flatwise.runs import Run
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(in_the_way()), reason=in_the_way())]
 SWEEP = "sweep --set lr=0.01,0.1 --seeds 1 --workers 2 --subset 100 --widths 8 --steps 20 --probe-every 5"
 POOL = """
 import sys
@@ -111,3 +107,13 @@ def test_a_node_that_does_not_see_the_folder_is_named_before_anything_starts(tmp
         in printed
     )
     assert not list(tmp_path.glob("sweep/runs"))
+
+
+def test_a_python_that_ray_cannot_start_is_refused_at_once(monkeypatch):
+    from flatwise.processes import cluster as rays
+
+    monkeypatch.setattr(rays.sys, "executable", "/home/a user/python")
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    monkeypatch.setattr(rays, "NOTED", rays.Path("/nowhere"))
+    with pytest.raises(ValueError, match="path has a space"):
+        rays._connect(1)

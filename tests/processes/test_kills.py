@@ -3,16 +3,15 @@
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
-from processes.clusters import MARK, cluster, kill, marked, processes, wait_for
+from processes.clusters import MARK, cluster, in_the_way, kill, marked, processes, wait_for
 
 from flatwise.runs import Run
 
 pytestmark = pytest.mark.slow
 WORKER = "flatwise.experiments.worker"
-RAY = pytest.param("ray", marks=pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"))
+RAY = pytest.param("ray", marks=pytest.mark.skipif(bool(in_the_way()), reason=in_the_way()))
 SWEEP = (
     "sweep --set lr=0.01,0.05 --seeds 2 --workers 2 --subset 100 --widths 8 --steps 2500 --probe-every 0 --no-curvature"
 )

@@ -72,6 +72,21 @@ def test_a_killed_job_is_begun_again_so_often_and_the_log_counts(tmp_path):
             assert f"{name}: its process ended with signal SIGKILL; attempt {number} of 3 begins" in log
 
 
+@dataclass(frozen=True)
+class Untellable(Told):
+    """A job of which the process cannot be told."""
+
+    def order(self):
+        raise KeyError("nobody foresaw this")
+
+
+def test_what_nobody_foresaw_fails_one_job_alone_and_those_after_it_do_not_wait_for_ever(tmp_path):
+    first = Untellable(tmp_path / "first.done")
+    second = Told(tmp_path / "second.done", after=(first.place,))
+    assert run([first, second], tmp_path, workers=1) == {"first": "KeyError('nobody foresaw this')"}
+    assert second.done()
+
+
 def test_what_went_wrong_by_itself_is_not_tried_again(tmp_path):
     jobs = [Told(tmp_path / "fails.done", "fails"), Told(tmp_path / "exits.done", "exits")]
     assert set(run(jobs, tmp_path, "patient")) == {"fails", "exits"}

@@ -142,9 +142,11 @@ def test_each_arm_and_each_cell_has_a_row_of_settings(tmp_path):
 def test_the_last_run_of_each_claim_is_known(tmp_path):
     left(tmp_path)
     left(tmp_path, name="other", asked=4)
-    left(tmp_path, scale="smoke")
+    left(tmp_path, name="third", scale="smoke")
+    left(tmp_path, scale="smoke")  # which decides nothing, so that it hides no verdict
     assert last_verdicts(tmp_path) == {
-        "example": "undecided (smoke, 3 seeds)",
+        "example": "confirmed (small, 3 seeds)",
+        "third": "undecided (smoke, 3 seeds)",
         "other": "incomplete (small, 3 of 4 seeds)",
     }
 

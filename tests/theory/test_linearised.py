@@ -183,6 +183,11 @@ def test_a_class_is_no_method() -> None:
         method_edge(M.SAM, LR, NORM)  # type: ignore[arg-type]
 
 
+def test_a_text_is_no_number() -> None:
+    with pytest.raises(TypeError, match="lr must be a number"):
+        method_edge(M.SGD(), "0.1", NORM)  # type: ignore[arg-type]
+
+
 # --- the training behind it -------------------------------------------------------------------------------------------
 
 

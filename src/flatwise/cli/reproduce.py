@@ -95,9 +95,12 @@ def _forecast(trials: Sequence[Trial], workers: int) -> int:
         from flatwise.experiments.claims.gpu_hours import lines
 
         print("\n".join(lines(counted)))
-    total = 0.0
+    total, known = 0.0, set[Path]()
     for trial in (tried := [trial for trial in trials if trial not in counted]):
-        missing = [unit for unit in trial.units() if not unit.done()]
+        missing = [
+            unit for unit in trial.units() if not unit.done() and unit.place not in known
+        ]  # claims may share them
+        known.update(unit.place for unit in missing)
         seconds = _seconds(missing)
         total += seconds
         print(f"{trial.claim.name}: {len(missing)} parts to measure, {duration(seconds)} of work")

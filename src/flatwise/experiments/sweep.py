@@ -15,6 +15,7 @@ from flatwise.experiments.arms import OF_METHODS, arms_of, taken
 from flatwise.experiments.comparison import Arm, Comparison, carry_out
 from flatwise.experiments.labels import label
 from flatwise.experiments.swept import NAMES, Grid
+from flatwise.methods import names
 from flatwise.processes import EngineName
 from flatwise.runs import RunError, encode, read_mapping
 from flatwise.training import Settings, TrainConfig, resolved
@@ -111,9 +112,16 @@ def _check_names(grid: Grid, methods: Sequence[str], settings: Settings) -> None
         if whose and whose not in methods:
             raise ValueError(f"{name} is of {whose!r}, which is not tried{nearest(whose, methods)}")
         if name not in NAMES and own not in of_methods:
-            raise ValueError(f"there is no setting {name!r} to sweep{nearest(own, {*NAMES, *of_methods})}")
+            hint = _owners(own) or nearest(own, {*NAMES, *of_methods})
+            raise ValueError(f"there is no setting {name!r} to sweep with {', '.join(methods)}{hint}")
         if name in NAMES[1:] and getattr(settings, name) != getattr(Settings, name):
             raise ValueError(f"{name} {getattr(settings, name)} has no effect where {name} is swept; leave it out")
+
+
+def _owners(name: str) -> str:
+    """The end of an error sentence: the methods that have a hyper-parameter; empty where none has it."""
+    owners = [method for method in names() if name in taken(method)]
+    return f"; {', '.join(owners)} {'has' if len(owners) == 1 else 'have'} it" if owners else ""
 
 
 def _arm(arm: Arm, values: Mapping[str, Any], *, is_named: bool) -> Arm:

@@ -28,7 +28,8 @@ def read_words(words: Iterable[str]) -> Grid:
     """
     found: dict[str, Sequence[Any]] = {}
     for word in words:
-        name, equals, text = word.partition("=")
+        place, equals, text = word.partition("=")
+        name = _name(place)
         texts = [one for one in text.split(",") if one]
         if not (name and equals and texts):
             raise ValueError(f"set takes words such as lr=0.01,0.1 or model=mlp,cnn6, not {word!r}")
@@ -69,10 +70,19 @@ def joined(grids: Sequence[Grid], more: Grid) -> list[Grid]:
     return [{**grid, **more} for grid in grids or [{}]]
 
 
+def _name(place: str) -> str:
+    """Of a setting: as its flag, batch-size, or as its field, batch_size. Names of methods keep their hyphens."""
+    whose, dot, own = place.rpartition(".")
+    return f"{whose}{dot}{own.replace('-', '_')}"
+
+
 def _value(name: str, text: str) -> Any:
-    if name in LISTS:
-        return tuple(hyper.read(f"{name}={one}").value for one in text.split("x"))
-    return hyper.read(f"{name}={text}").value
+    if name not in LISTS:
+        return hyper.read(f"{name}={text}").value
+    parts = text.split("x")
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"{name} takes whole numbers joined by x, such as {name}=64x64,128, not {text!r}")
+    return tuple(map(int, parts))
 
 
 def _listed(name: str, value: Any) -> Sequence[Any]:
@@ -81,8 +91,9 @@ def _listed(name: str, value: Any) -> Sequence[Any]:
         return (value,)
     values = cast("list[Any]", value)
     if name in LISTS:
-        several = [tuple(cast("list[Any]", one)) for one in values if isinstance(one, list)]
-        return _once(several or [tuple(values)])
+        if not any(isinstance(one, list) for one in values):
+            return (tuple(values),)
+        return _once(tuple(cast("list[Any]", one)) if isinstance(one, list) else (one,) for one in values)
     if not values:
         raise ValueError(f"{name} has no values to try")
     return _once(values)

@@ -164,12 +164,21 @@ def _connect(workers: int) -> None:
     except ConnectionError as error:
         if address:
             raise ConnectionError(f"no Ray cluster answers at {address}, where RAY_ADDRESS points") from error
+        _check_path(sys.executable)
         ray.init(address="local", num_cpus=workers, object_store_memory=OBJECTS, include_dashboard=False, **QUIET)
         _say(
             f"no Ray cluster is running on this machine, so one was started with {workers} CPUs, for this command only"
         )
     except (RuntimeError, RayError) as error:  # another version of Ray or of Python, or no right to
         raise ValueError(f"the Ray cluster cannot be used: {error}") from error
+
+
+def _check_path(python: str) -> None:
+    """Raise ValueError where Ray would start no process, and wait for it for minutes."""
+    if " " in python:
+        raise ValueError(
+            f"Ray starts no processes from a Python whose path has a space ({python}); install flatwise somewhere else for it"
+        )
 
 
 def _last_started() -> str:

@@ -123,6 +123,8 @@ class Pool:
                         worker, failure = self._have_done(job, worker, engine)
                 except (ValueError, OSError) as error:
                     failure = str(error)
+                except Exception as error:  # else nobody heard of it, and jobs after this one would wait for ever
+                    failure = repr(error)
                 self._end(job, failure)
             if worker:
                 worker.dismiss()
@@ -148,10 +150,15 @@ class Pool:
 
     def _follow(self, job: Job, worker: Worker) -> dict[str, Any] | None:
         """Have a process do the job; returns its message about the end, or None where the process ended before."""
-        for message in worker.work(job.order()):
-            if "step" not in message:
-                return message
-            self._note(job, message["step"] / message["total"])
+        try:
+            for message in worker.work(job.order()):
+                if "step" not in message:
+                    return message
+                self._note(job, message["step"] / message["total"])
+        except Exception:  # what it still says of this job must not be taken for the next one's
+            worker.kill()
+            worker.dismiss()
+            raise
         return None
 
     def _hire(self, engine: Engine) -> Worker:

@@ -47,7 +47,8 @@ def _curves(name: str, panel: Json) -> Figure:
 
 def _axis(panel: Json, axis: str) -> Json:
     log = axis in panel["log"]
-    ticks: Json = {"type": "log", "tickformat": "~g"} if log else {"type": "linear"}
+    # With more ticks all digits from 1 to 9 would be labelled over one or two decades, on top of each other.
+    ticks: Json = {"type": "log", "tickformat": "~g", "nticks": 5} if log else {"type": "linear"}
     return {"title": {"text": escape(panel[axis])}, "zeroline": False} | ticks
 
 

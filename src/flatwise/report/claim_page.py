@@ -140,9 +140,10 @@ def tell(file: Path) -> Told:
 
 
 def last_verdicts(folder: Path) -> dict[str, str]:
-    """The verdict of the last run of each claim in a folder of claims, with scale and seeds."""
-    files = sorted(claim_files(folder), key=lambda file: file.stat().st_mtime)
-    return {claim.name: f"{claim.verdict} ({claim.found['scale']}, {claim.seeds} seeds)" for claim in map(tell, files)}
+    """The verdict of the last run of each claim in a folder of claims, with scale and seeds; of `smoke` if of no other."""
+    told = [tell(file) for file in sorted(claim_files(folder), key=lambda file: file.stat().st_mtime)]
+    told.sort(key=lambda claim: claim.found["scale"] != "smoke")
+    return {claim.name: f"{claim.verdict} ({claim.found['scale']}, {claim.seeds} seeds)" for claim in told}
 
 
 def verdict_lines(files: Iterable[Path]) -> list[str]:

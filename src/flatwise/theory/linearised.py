@@ -104,7 +104,7 @@ def method_edge(
         draws: for those, how many draws the multipliers are means over, >= 1; from 16 on with a standard error.
 
     Raises:
-        TypeError: it is no method of this package or derived from `Dialogue`.
+        TypeError: it is no method of this package or derived from `Dialogue`, or an argument is no number.
         ValueError: an argument is out of its range, or the method has no linear map; the message says why.
     """
     about = Surroundings(lr, gradient_norm, momentum, nesterov, alignment, weight, size)
@@ -180,10 +180,12 @@ def _groups(method: Dialogue, draws: int) -> list[list[Dialogue]]:
 
 def _check(method: Dialogue, about: Surroundings, draws: int) -> None:
     if not isinstance(method, Dialogue):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"method must be one of flatwise.methods, got {method!r}")
+        raise TypeError(f"method must be one of flatwise.methods, such as SAM(rho=0.05), got {method!r}")
     for field in fields(about):
         words, inside = _RANGES.get(field.name, ("", lambda x: True))
-        if not (math.isfinite(value := getattr(about, field.name)) and inside(value)):
+        if not hasattr(value := getattr(about, field.name), "__float__"):
+            raise TypeError(f"{field.name} must be a number, got {value!r}")
+        if not (math.isfinite(value) and inside(value)):
             raise ValueError(f"{field.name} must be finite and {words}, got {value}")
     if about.nesterov and not about.momentum:
         raise ValueError("nesterov has no effect without momentum; leave it out")

@@ -134,7 +134,8 @@ UNIVERSAL_SAM = _claim(
     "universal-sam",
     "Against SGD Trace-SAM lowers the trace, and Frob-SAM the top eigenvalue, which the Frobenius norm bounds.",
     "arXiv 2406.03682",
-    "Trace-SAM with rho 2, Frob-SAM with rho 0.01 and strength 0.005, as in the code for a small task.",
+    "Frob-SAM with rho 0.01 and strength 0.005, as in the code for a small task; Trace-SAM with rho 2, which is ours: the norm "
+    "of its displacement. Frob-SAM's own sharpness is the Frobenius norm, for which the top eigenvalue stands in.",
     {
         "SGD": {"method": "sgd"},
         "Trace-SAM": {"method": "trace-sam", "rho": 2.0},

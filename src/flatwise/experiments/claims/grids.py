@@ -202,7 +202,7 @@ RHO_ALPHA_STUDY = Claim(
         "small": _SMALL,
         "paper": _SMALL
         | {
-            "eigenvector": {"every": 100, "iterations": 5},
+            "eigenvector": {"every": 100, "iterations": 5, "hyper": ["source=power"]},
             "cells": [
                 _TABLE | {"name": f"{title}, {model}", "settings": _LONG | {"data": data, "model": model}}
                 for data, title in (("cifar10", "CIFAR-10"), ("cifar100", "CIFAR-100"))

@@ -208,9 +208,9 @@ _SMALL: Values = {
 LAYERWISE_JACOBIAN_ALIGNMENT = Claim(
     name="layerwise-jacobian-alignment",
     statement=(
-        "Along the gradient flow the sharpness is that of the Gauss-Newton part, chiefly of the first layer; singular "
-        "vectors of consecutive layers' Jacobians become aligned, and their alignment goes with a power of the number "
-        "of training samples."
+        "Along the gradient flow the sharpness is that of the Gauss-Newton part, chiefly of the first layer, where "
+        "that has most of the weights; singular vectors of consecutive layers' Jacobians become aligned, and their "
+        "alignment goes with a power of the number of training samples."
     ),
     source="arXiv 2406.00127, abstract",
     protocol=(

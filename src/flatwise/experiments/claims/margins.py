@@ -195,40 +195,40 @@ def lead(cell: Values) -> float:
 
 
 def _judge(preset: Values, seeds: Sequence[Sequence[Values]]) -> Outcome:
-    straight = [[straightness(cell["PRGD"], preset["warm"]) for cell in cells] for cells in seeds]
-    normalised = [[power(cell["NGD"]) for cell in cells] for cells in seeds]
-    plain = [[power(cell["GD"]) for cell in cells] for cells in seeds]
-    criteria = [
+    of_data = [(cell["data"], [cells[i] for cells in seeds]) for i, cell in enumerate(preset["cells"])]
+    criteria = [criterion for data, cells in of_data for criterion in _criteria(preset, data, cells)]
+    return Outcome(criteria, [_panel(data, cells) for data, cells in of_data])
+
+
+def _criteria(preset: Values, data: str, cells: Sequence[Values]) -> list[Criterion]:
+    """Of one data set: the worse of two would be too large for some seeds and too small for others."""
+    return [
         Criterion(
-            "GD, power of the step",
-            "With which the relative error of the margin falls over the last two decades; of the data where it falls "
-            "faster. A "
-            "logarithm is slower than any power.",
-            [min(values) for values in plain],
+            f"{data}: GD, power of the step",
+            "With which the relative error of the margin falls over the last two decades. A logarithm is slower than any power.",
+            [power(cell["GD"]) for cell in cells],
             SLOW,
         ),
         Criterion(
-            "NGD, power of the step",
-            "The same of normalised gradient descent; of the data where it is farther from -1.",
-            [max(values, key=lambda value: abs(value + 1)) for values in normalised],
+            f"{data}: NGD, power of the step",
+            "The same of normalised gradient descent.",
+            [power(cell["NGD"]) for cell in cells],
             -1 - WITHIN,
             -1 + WITHIN,
         ),
         Criterion(
-            "PRGD, exponential",
-            "R^2 of the logarithm of its error as a straight line over the steps; of the data where it is smaller.",
-            [min(values) for values in straight],
+            f"{data}: PRGD, exponential",
+            "R^2 of the logarithm of its error as a straight line over the steps.",
+            [straightness(cell["PRGD"], preset["warm"]) for cell in cells],
             STRAIGHT,
         ),
         Criterion(
-            "PRGD below NGD by powers of ten",
-            "Of the errors after as many steps; of the data where it is less.",
-            [min(lead(cell) for cell in cells) for cells in seeds],
+            f"{data}: PRGD below NGD by powers of ten",
+            "Of the errors after as many steps.",
+            [lead(cell) for cell in cells],
             1.0,
         ),
     ]
-    panels = [_panel(cell["data"], [cells[i] for cells in seeds]) for i, cell in enumerate(preset["cells"])]
-    return Outcome(criteria, panels)
 
 
 def _panel(data: str, cells: Sequence[Values]) -> Panel:

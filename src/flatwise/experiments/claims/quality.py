@@ -49,7 +49,7 @@ def judge(preset: Values, seeds: Sequence[Sequence[Values]]) -> Outcome:
         )
         criteria.append(Criterion(f"chosen less SAM, {task}", meaning, _differences(arms[1::2], chosen), -MARGIN))
         cost = [_evaluations(one, chosen) / _evaluations(one, "SAM") for one in arms[1::2]]
-        criteria.append(Criterion(f"its evaluations, {task}", "As a share of SAM's.", cost, None, 0.75))
+        criteria.append(Criterion(f"its evaluations, {task}", "As a share of SAM's.", cost, None, 0.75, exact=True))
         criteria += [_compared(task, label, arms) for label in preset["arms"] if label != "SAM"]
     return Outcome(criteria, [_panel(cell, [found[i] for found in seeds]) for i, cell in enumerate(preset["cells"])])
 

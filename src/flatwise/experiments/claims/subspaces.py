@@ -134,38 +134,33 @@ def fall(branch: Values) -> float:
 
 def _judge(preset: Values, seeds: Sequence[Sequence[Values]]) -> Outcome:
     names = [cell["method"] for cell in preset["cells"]]
-    shares = [[fmean(s * s for s in cell["all"]["shares"]) for cell in cells] for cells in seeds]
-    length = [[fmean(cell["all"]["shares"]) for cell in cells] for cells in seeds]
-    parts = {
-        branch: [[fall(cell[branch]) / fall(cell["all"]) for cell in cells] for cells in seeds] for branch in BRANCHES
-    }
-    of_fall = "The fall of the logarithm of the training loss after the switch, as a share of that with whole updates; "
-    criteria = [
+    of_methods = [(name, [cells[i] for cells in seeds]) for i, name in enumerate(names)]
+    criteria = [criterion for name, cells in of_methods for criterion in _criteria(name, cells)]
+    return Outcome(criteria, [_panel(name, cells) for name, cells in of_methods])
+
+
+def _criteria(name: str, cells: Sequence[Values]) -> list[Criterion]:
+    """Of one method."""
+    of_fall = "The fall of the logarithm of the training loss after the switch, as a share of that with whole updates."
+    whole = [cell["all"]["shares"] for cell in cells]
+    parts = {branch: [fall(cell[branch]) / fall(cell["all"]) for cell in cells] for branch in BRANCHES}
+    return [
         Criterion(
-            "in the dominant space",
-            "Mean share of the updates' squared length that lies in it, of whole updates; of the method with the smaller one.",
-            [min(values) for values in shares],
+            f"{name}: in the dominant space",
+            "Mean share of the updates' squared length that lies in it, of whole updates.",
+            [fmean(s * s for s in shares) for shares in whole],
             0.5,
         ),
+        Criterion(f"{name}: fall with the dominant part", of_fall, parts["dominant"], None, STOPS),
+        Criterion(f"{name}: fall with the bulk part", of_fall, parts["bulk"], AS_GOOD),
         Criterion(
-            "fall with the dominant part",
-            of_fall + "of the method with the larger one.",
-            [max(values) for values in parts["dominant"]],
-            None,
-            STOPS,
-        ),
-        Criterion(
-            "fall with the bulk part",
-            of_fall + "of the method with the smaller one.",
-            [min(values) for values in parts["bulk"]],
-            AS_GOOD,
+            f"{name}: length in the dominant space",
+            "Mean share of the updates' length that lies in it. The paper switches at 0.95.",
+            [fmean(shares) for shares in whole],
+            0.95,
+            decisive=False,
         ),
     ]
-    for i, name in enumerate(names):
-        meaning = f"{name}: mean share of the updates' length in the dominant space. The paper switches at 0.95."
-        values = [values[i] for values in length]
-        criteria.append(Criterion(f"length in it, {name}", meaning, values, 0.95, decisive=False))
-    return Outcome(criteria, [_panel(name, [cells[i] for cells in seeds]) for i, name in enumerate(names)])
 
 
 def _panel(name: str, cells: Sequence[Values]) -> Panel:

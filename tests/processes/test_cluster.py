@@ -83,9 +83,10 @@ def test_an_address_at_which_nobody_answers_is_refused_at_once(tmp_path):
 def test_a_cluster_that_was_killed_is_not_waited_for(tmp_path, monkeypatch):
     from flatwise.processes import cluster
 
-    monkeypatch.setattr(cluster, "NOTED", tmp_path / "ray_current_cluster")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     assert cluster._last_started() == ""
-    cluster.NOTED.write_text("127.0.0.1:6\n")  # as `ray start` leaves it behind
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:6\n")  # as `ray start` leaves it behind
     with pytest.raises(ConnectionError, match="refused"):
         cluster._knock(cluster._last_started())
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -109,11 +110,11 @@ def test_a_node_that_does_not_see_the_folder_is_named_before_anything_starts(tmp
     assert not list(tmp_path.glob("sweep/runs"))
 
 
-def test_a_python_that_ray_cannot_start_is_refused_at_once(monkeypatch):
+def test_a_python_that_ray_cannot_start_is_refused_at_once(tmp_path, monkeypatch):
     from flatwise.processes import cluster as rays
 
     monkeypatch.setattr(rays.sys, "executable", "/home/a user/python")
     monkeypatch.setenv("RAY_ADDRESS", "")
-    monkeypatch.setattr(rays, "NOTED", rays.Path("/nowhere"))
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with pytest.raises(ValueError, match="path has a space"):
         rays._connect(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -33,9 +34,6 @@ OBJECTS = 100_000_000
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 """The processes write into the log, and progress comes as messages."""
-
-NOTED = Path("/tmp/ray/ray_current_cluster")
-"""Where `ray start` writes down the address."""
 
 CARRIED = ("FLATWISE_DATA", "PYTHONPATH")
 """Variables of the environment that the processes have from here, not from where Ray was started."""
@@ -183,7 +181,8 @@ def _check_path(python: str) -> None:
 
 def _last_started() -> str:
     """The address of the cluster that was started last on this machine, which may have been killed since."""
-    return NOTED.read_text().strip() if NOTED.is_file() else ""
+    noted = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "ray_current_cluster")
+    return noted.read_text().strip() if noted.is_file() else ""
 
 
 def _knock(address: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,10 +25,12 @@ from flatwise.runs import replacing
 from flatwise.tasks import build_model, load_data
 from flatwise.theory import gd_edge, sam_edge
 from flatwise.training.batches import Batches
+from flatwise.training.setup import cross_entropy, squared_error
 
 Batch = tuple[Tensor, Tensor]
 
 CHECKPOINT = "checkpoint.pt"
+LOSSES = {"squared-error": squared_error, "cross-entropy": cross_entropy}
 
 
 def follow(preset: Values, cell: Values, seed: int, folder: Path, progress: Progress) -> Values:
@@ -64,7 +65,7 @@ class _Following:
         layout = torch.channels_last if preset.get("channels_last") else torch.preserve_format
         model = build_model(preset["model"], task, self.seed, **preset.get("model_options", {}))
         self.model = model.to(memory_format=layout)
-        self.loss = LOSSES[preset["loss"]]
+        self._criterion = LOSSES[preset["loss"]]
         method = SAM(rho=cell["rho"]) if cell["rho"] else SGD()
         base = torch.optim.SGD(self.model.parameters(), lr=cell["lr"])
         self.optimizer = SharpnessAware(base, method, model=self.model)
@@ -84,6 +85,10 @@ class _Following:
             self.optimizer.step(partial(self._backward, batch))
             progress(step + 1, steps)
         return {name: [record[name] for record in self.records] for name in self.records[0]}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a batch."""
+        return self._criterion(model(batch[0]), batch[1])
 
     def _backward(self, batch: Batch) -> Tensor:
         loss = self.loss(self.model, batch)
@@ -145,20 +150,3 @@ class _Following:
         self.tracker.load_state_dict(known["tracker"])
         self.records = known["records"]
         return known["step"]
-
-
-def _squared_error(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean over all entries of (output - one-hot target)^2."""
-    outputs = model(batch[0])
-    return (outputs - nn.functional.one_hot(batch[1], outputs.shape[-1])).square().mean()
-
-
-def _cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    """The mean over all samples, or over all tokens of all samples."""
-    return nn.functional.cross_entropy(model(batch[0]).flatten(0, -2), batch[1].flatten())
-
-
-LOSSES: dict[str, Callable[[nn.Module, Batch], Tensor]] = {
-    "squared-error": _squared_error,
-    "cross-entropy": _cross_entropy,
-}

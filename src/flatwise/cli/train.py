@@ -48,8 +48,10 @@ class Train:
 
     def run(self, words: Sequence[str]) -> int:
         """Train, and say where the results lie."""
+        from flatwise.processes import keep_memory
         from flatwise.training.distributed import Refused, processes
 
+        keep_memory()
         try:
             with processes(self.parallel, self.device) as world:
                 return self._train(words, world)

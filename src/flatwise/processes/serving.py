@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any, TextIO, TypeAlias
 
+from flatwise.processes.memory import keep_memory
+
 Say: TypeAlias = Callable[[dict[str, Any]], None]
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with how much of a job is done, and how much there is to do."""
@@ -29,6 +31,7 @@ def serve(work: Callable[[dict[str, Any], Progress], dict[str, Any]]) -> None:
     Args:
         work: carries out an order and returns the message about its end; what it raises is reported, and the next order served.
     """
+    keep_memory()
     _hear_interruptions()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:

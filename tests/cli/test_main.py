@@ -1,5 +1,6 @@
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -69,6 +70,18 @@ def test_list(capsys, what, names):
     listed = [line.split()[0] for line in lines]
     assert set(names) <= set(listed)
     assert all(len(line.split()) > 2 for line in lines)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell with pipes")
+def test_a_reader_that_has_read_enough_is_no_error():
+    done = subprocess.run(
+        f"{shlex.quote(sys.executable)} -m flatwise list claims | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_methods_are_listed_with_their_hyperparameters_and_cost(capsys):

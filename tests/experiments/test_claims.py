@@ -137,9 +137,10 @@ def test_the_page_shows_verdict_numbers_and_protocol(tmp_path):
     assert "flatwise reproduce rectangles" in page
 
 
-def test_a_line_says_the_verdict(tmp_path):
-    (line,) = report.verdict_lines([made(Trial(CLAIM, "small", 3, tmp_path))])
-    assert line.startswith("rectangles (small, 3 seeds): confirmed. fall ")
+def test_lines_say_the_verdict_and_what_decides_it(tmp_path):
+    head, number = report.verdict_lines([made(Trial(CLAIM, "small", 3, tmp_path))])
+    assert head == "rectangles (small, 3 seeds): confirmed"
+    assert number.startswith("  fall ")
 
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))
@@ -159,7 +160,7 @@ def flatwise(*words):
 def test_one_command_reproduces_and_the_same_again_only_reads(tmp_path, capsys):
     words = ["reproduce", "stable-sam", "--scale", "smoke", "--seeds", 1, "--workers", 1, "--out", tmp_path]
     assert flatwise(*words) == 0
-    assert "stable-sam (smoke, 1 seeds): undecided" in capsys.readouterr().out
+    assert "stable-sam (smoke, 1 seeds): only tried" in capsys.readouterr().out
     part = tmp_path / "stable-sam" / "smoke" / "seed-0" / "cell-0.json"
     known = part.stat().st_mtime_ns
     assert flatwise(*words) == 0

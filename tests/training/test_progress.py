@@ -1,4 +1,4 @@
-"""The line about the progress: in a real terminal, in a real notebook, and nowhere else."""
+"""The line about the progress: in a real terminal, in a real notebook, and now and then in a file."""
 
 import os
 import pty
@@ -11,6 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 from flatwise.training import TrainConfig, train
+from flatwise.training.progress import LogLine, line
 
 LINE = """
 import time
@@ -90,6 +91,16 @@ def _read(terminal):
         return b""
 
 
-def test_it_is_silent_where_nobody_looks(tmp_path, capfd):
+def test_short_work_is_silent_where_nobody_looks(tmp_path, capfd):
     train(TrainConfig(subset=100, widths=(8,), steps=3), tmp_path / "run", progress=True)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_gets_a_line_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(LogLine, "interval", 0.0)
+    with line() as show:
+        show(1, 4, "training")
+        show(2, 4, "training")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("training: 25%")
+    assert re.fullmatch(r"training: 50%, \d:\d\d:\d\d gone, \d:\d\d:\d\d left", lines[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from flatwise.cli.failures import tell
 from flatwise.cli.log import Log, mirrors
 from flatwise.processes import EngineName
 from flatwise.training.config import Settings
@@ -109,7 +109,6 @@ def show(folder: Path, failures: dict[str, str]) -> int:
 
     page = report.build(folder)
     report.print_table(folder, Console())
-    for name, reason in failures.items():
-        print(f"flatwise: {name} failed: {reason}", file=sys.stderr)
+    tell(failures)
     print(f"report: {page}")
     return 1 if failures else 0

@@ -55,10 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             COMMANDS, prog="flatwise", description=DESCRIPTION, args=words
         )
         _check_alone(words[0], command)
-        sys.exit(command.run(words))
+        code = command.run(words)
+        sys.stdout.flush()
+        sys.exit(code)
     except KeyboardInterrupt:
         print("stopped; the same command continues from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # who reads our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write goes nowhere
+        sys.exit(0)
     except (ValueError, TypeError, OSError) as error:
         if debug:
             raise

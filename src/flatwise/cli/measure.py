@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from flatwise.cli.failures import tell
 from flatwise.measurements.plan import Plan
 from flatwise.processes import cores
 
@@ -101,8 +101,7 @@ def _show(units: Sequence[Unit], failures: dict[str, str], page: Path, command: 
 
     from flatwise import report
 
-    for name, reason in failures.items():
-        print(f"flatwise: {name} failed: {reason}", file=sys.stderr)
+    tell(failures)
     files = [unit.place for unit in units if unit.done()]
     if not files:
         return 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from flatwise.cli.failures import tell
 from flatwise.processes import EngineName, cores
 
 if TYPE_CHECKING:
@@ -63,11 +63,9 @@ class Reproduce:
 
         report.check_formats(self.figures)
         files, failures = reproduce(trials, self.workers, shlex.join(["flatwise", *words]), self.engine)
-        for name, reason in failures.items():
-            print(f"flatwise: {name} failed: {reason}", file=sys.stderr)
-        for line in report.verdict_lines(files):
-            print(line)
-        print(f"report: {report.build_claims(self.out, self.figures)}")
+        page = report.build_claims(self.out, self.figures)
+        tell(failures)
+        print("\n".join([*report.verdict_lines(files), f"report: {page}"]))
         return 1 if failures else 0
 
     def _trials(self) -> list[Trial]:

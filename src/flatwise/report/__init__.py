@@ -1,6 +1,7 @@
 """Reports: run folders in, one self-contained HTML page and tables out. Never imports torch."""
 
 from flatwise.report.claim_page import build_claims, claim_files, last_verdicts, tell, verdict_lines
+from flatwise.report.failures import by_reason
 from flatwise.report.measured_table import print_measurements
 from flatwise.report.measurement_page import build_measurements
 from flatwise.report.page import build, build_runs
@@ -16,6 +17,7 @@ __all__ = [
     "build_claims",
     "build_measurements",
     "build_runs",
+    "by_reason",
     "check_formats",
     "claim_files",
     "last_verdicts",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 from flatwise.report.claim_figures import claim_figures
+from flatwise.report.failures import by_reason
 from flatwise.report.figures import Figure
 from flatwise.report.page import plotly, script_json, template
 from flatwise.report.paper_figures import Format, draw
@@ -20,7 +21,7 @@ from flatwise.report.verdicts import Judged, Verdict, judged, verdict_of
 from flatwise.runs import RunError, encode, read_mapping, replacing
 
 FILE, PAGE = "claim.json", "report.html"
-State: TypeAlias = Verdict | Literal["failed to run", "incomplete"]
+State: TypeAlias = Verdict | Literal["failed to run", "incomplete", "only tried"]
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,18 @@ class Told:
         return self.found.get("failures", {})
 
     @property
+    def reasons(self) -> dict[str, str]:
+        """The same, each reason once."""
+        return by_reason(self.failures)
+
+    @property
     def verdict(self) -> State:
         """The verdict; or why there is none: those that fail or are missing are no random sample of the seeds."""
         if self.failures:
             return "failed to run"
         if len(self.found["seeds"]) < self.found.get("asked", 0) or not self.found["seeds"]:
             return "incomplete"
-        return "undecided" if self.found["scale"] == "smoke" else verdict_of(self.criteria)
+        return "only tried" if self.found["scale"] == "smoke" else verdict_of(self.criteria)
 
     @property
     def seeds(self) -> str:
@@ -147,13 +153,13 @@ def last_verdicts(folder: Path) -> dict[str, str]:
 
 
 def verdict_lines(files: Iterable[Path]) -> list[str]:
-    """A line for each claim: its verdict, and the numbers behind it."""
-    return [_line(tell(file)) for file in files]
+    """A line for each claim with its verdict, and one below it for each number behind that."""
+    return [line for file in files for line in _lines(tell(file))]
 
 
-def _line(claim: Told) -> str:
-    head = f"{claim.name} ({claim.found['scale']}, {claim.seeds} seeds): {claim.verdict}."
-    return f"{head} {claim.deciding}".rstrip()
+def _lines(claim: Told) -> list[str]:
+    head = f"{claim.name} ({claim.found['scale']}, {claim.seeds} seeds): {claim.verdict}"
+    return [head, *(f"  {_number(c)}" for c in claim.criteria if c.decisive)]
 
 
 def _number(c: Judged) -> str:

@@ -1,8 +1,10 @@
-"""Progress for people: one line with the time gone and the time left, in the terminal or below the cell of a notebook."""
+"""Progress for people: one line with the time gone and left, in the terminal, below the cell of a notebook, or in a log."""
 
 from __future__ import annotations
 
+import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,9 +23,13 @@ Show = Callable[[float, float, str], None]
 
 @contextmanager
 def line() -> Generator[Show]:
-    """Give a function that redraws the line; silent when standard error is neither a terminal nor a notebook's."""
+    """Give a function that redraws the line; into a file a new one is written every minute."""
     console = Console(stderr=True)
-    with _below_the_cell() if console.is_jupyter else _in_the_terminal(console) as show:
+    if console.is_jupyter:
+        place = _below_the_cell()
+    else:
+        place = _in_the_terminal(console) if console.is_terminal else _in_a_file()
+    with place as show:
         yield show
 
 
@@ -39,7 +45,7 @@ def _in_the_terminal(console: Console) -> Generator[Show]:
     """A bar that is gone when the work is."""
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     times = (TimeElapsedColumn(), TextColumn("gone,"), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, *times, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, *times, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=None)
 
         def show(done: float, total: float, what: str) -> None:
@@ -48,6 +54,12 @@ def _in_the_terminal(console: Console) -> Generator[Show]:
             progress.update(task, completed=done, total=total, description=what)
 
         yield show
+
+
+@contextmanager
+def _in_a_file() -> Generator[Show]:
+    """Standard error that nobody watches: work of less than a minute leaves no line there."""
+    yield LogLine().show
 
 
 @contextmanager
@@ -60,43 +72,29 @@ def _below_the_cell() -> Generator[Show]:
         notebook.close()
 
 
-class NotebookLine:
-    """One output of a notebook's cell that tells how far something is."""
+class Line(ABC):
+    """How far something is, in words, told anew every so many seconds."""
 
-    INTERVAL = 0.2
+    interval: float
     """Seconds between two updates."""
 
     def __init__(self) -> None:
-        from IPython.display import display
-
         self._started = self._updated = time.monotonic()
         self._first: float | None = None
         self._done, self._total, self._what = 0.0, 0.0, "starting"
-        self._handle = cast("DisplayHandle", display(self._content(), raw=True, display_id=True))
 
     def show(self, done: float, total: float, what: str) -> None:
-        """Take up where things are, and update the output if that is due."""
+        """Take up where things are, and tell it if that is due."""
         if self._first is None:
             self._first, self._started = done, time.monotonic()
         self._done, self._total, self._what = done, total, what
-        if time.monotonic() - self._updated >= self.INTERVAL:
-            self.update()
+        if time.monotonic() - self._updated >= self.interval:
+            self._updated = time.monotonic()
+            self.tell()
 
-    def close(self) -> None:
-        """Leave the last state in the notebook."""
-        if self._first is None:
-            self._what = "nothing to do"
-        self.update()
-
-    def update(self) -> None:
-        """Update the output."""
-        self._updated = time.monotonic()
-        self._handle.update(self._content(), raw=True)
-
-    def _content(self) -> dict[str, str]:
-        text = self._text()
-        bar = f'<progress max="{self._total}" value="{self._done}"></progress>' if self._total else ""
-        return {"text/plain": text, "text/html": f"{bar} {escape(text)}"}
+    @abstractmethod
+    def tell(self) -> None:
+        """Show it to whoever reads."""
 
     def _text(self) -> str:
         if self._first is None:
@@ -107,6 +105,43 @@ class NotebookLine:
             return f"{self._what}: done in {_clock(gone)}"
         left = f", {_clock(gone * (self._total - self._done) / since)} left" if since else ""
         return f"{self._what}: {share:.0%}, {_clock(gone)} gone{left}"
+
+
+class LogLine(Line):
+    """A line on standard error each time."""
+
+    interval = 60.0
+
+    def tell(self) -> None:
+        """Write it."""
+        print(self._text(), file=sys.stderr, flush=True)
+
+
+class NotebookLine(Line):
+    """One output of a notebook's cell."""
+
+    interval = 0.2
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        super().__init__()
+        self._handle = cast("DisplayHandle", display(self._content(), raw=True, display_id=True))
+
+    def tell(self) -> None:
+        """Update the output."""
+        self._handle.update(self._content(), raw=True)
+
+    def close(self) -> None:
+        """Leave the last state in the notebook."""
+        if self._first is None:
+            self._what = "nothing to do"
+        self.tell()
+
+    def _content(self) -> dict[str, str]:
+        text = self._text()
+        bar = f'<progress max="{self._total}" value="{self._done}"></progress>' if self._total else ""
+        return {"text/plain": text, "text/html": f"{bar} {escape(text)}"}
 
 
 def _clock(seconds: float) -> str:

@@ -56,12 +56,19 @@ def test_panels_are_set_as_in_a_paper(tmp_path, number, shape):
     assert (grid.nrows, grid.ncols) == shape
 
 
-def test_panels_with_the_same_curves_share_a_legend(tmp_path):
-    shared = canvas_of(tell(left(tmp_path, panels=[PANEL, PANEL])).figures)
-    assert [text.get_text() for text in shared.legends[0].get_texts()] == ["SAM <i>", "2/lr"]
-    own = canvas_of(tell(left(tmp_path, panels=[PANEL, PANEL | {"levels": {"edge": 1.0}}])).figures)
-    assert not own.legends
-    assert all(axes.get_legend() for axes in own.axes)
+def test_one_legend_below_names_the_curves_of_all_panels(tmp_path):
+    canvas = canvas_of(tell(left(tmp_path, panels=[PANEL, PANEL | {"levels": {"edge": 1.0}}])).figures)
+    assert [text.get_text() for text in canvas.legends[0].get_texts()] == ["SAM <i>", "2/lr", "edge"]
+    assert not any(axes.get_legend() for axes in canvas.axes)  # where it would cover curves
+
+
+def test_a_curve_has_its_color_in_every_panel(tmp_path):
+    line = PANEL["lines"][0]
+    both, one = (PANEL | {"lines": [line | {"label": label} for label in labels]} for labels in ("ab", "b"))
+    found = [
+        {curve.get_label(): curve.get_color() for curve in axes.get_lines()} for axes in axes_of(tmp_path, both, one)
+    ]
+    assert found[0]["b"] == found[1]["b"] != found[0]["a"]
 
 
 def test_the_same_figure_is_the_same_file_and_nothing_else_changes(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import cast
 
@@ -23,21 +23,22 @@ STYLES: dict[str, Json] = {
 
 
 def claim_figures(claim: Json) -> list[Figure]:
-    """The panels and heat maps of a claim, in its order."""
+    """The panels and heat maps of a claim, in its order. A curve has the same color in every panel."""
     panels = cast("list[Json]", claim["panels"])
-    return [_figure(f"{claim['name']}-{i}", panel) for i, panel in enumerate(panels)]
+    labels = dict.fromkeys(line["label"] for panel in panels for line in panel.get("lines", []))
+    colors = {label: LINES[i % len(LINES)] for i, label in enumerate(labels)}
+    return [_figure(f"{claim['name']}-{i}", panel, colors) for i, panel in enumerate(panels)]
 
 
-def _figure(name: str, panel: Json) -> Figure:
-    return _heat(name, panel) if "values" in panel else _curves(name, panel)
+def _figure(name: str, panel: Json, colors: Mapping[str, str]) -> Figure:
+    return _heat(name, panel) if "values" in panel else _curves(name, panel, colors)
 
 
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
-def _curves(name: str, panel: Json) -> Figure:
-    colors = [LINES[i % len(LINES)] for i in range(len(panel["lines"]))]
-    data = [trace for line, color in zip(panel["lines"], colors) for trace in _line(line, color)]
+def _curves(name: str, panel: Json, colors: Mapping[str, str]) -> Figure:
+    data = [trace for line in panel["lines"] for trace in _line(line, colors[line["label"]])]
     levels = panel.get("levels", {})
     data += [_level(label, height, panel["lines"]) for label, height in levels.items()]
     layout: Json = {"xaxis": _axis(panel, "x"), "yaxis": _axis(panel, "y"), "legend": LEGEND}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -105,7 +105,7 @@ def canvas_of(figures: Sequence[Figure]) -> Canvas:
         _panel(axes, figure)
     for axes in panels[len(figures) :]:
         axes.remove()
-    _legends(canvas, list(panels[: len(figures)]))
+    _legend(canvas, panels[: len(figures)])
     return canvas
 
 
@@ -206,19 +206,11 @@ def _plain_numbers() -> LogFormatter:
     return Plain()
 
 
-def _legends(canvas: Canvas, panels: Sequence[Axes]) -> None:
-    """One below all panels where they have the same curves, else one in each panel."""
-    found = [dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True)) for axes in panels]
-    if all(one.keys() == found[0].keys() for one in found):
-        _shared_legend(canvas, found[0])
-        return
-    for axes, one in zip(panels, found):
-        if len(one) > 1:
-            axes.legend(list(one.values()), list(one), frameon=False)
-
-
-def _shared_legend(canvas: Canvas, entries: Mapping[str, Any]) -> None:
-    """Below, as many entries in a line as there is room for; the canvas grows by the lines."""
+def _legend(canvas: Canvas, panels: Iterable[Axes]) -> None:
+    """One for all panels, below them: as many entries in a line as there is room for; the canvas grows by the lines."""
+    entries: dict[str, Any] = {}
+    for axes in panels:
+        entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if len(entries) < 2:
         return
     widest = 0.5 + 0.055 * max(map(len, entries))  # the sample, and letters of STYLE's size, in inches

@@ -84,17 +84,18 @@ def _task(cell: Values) -> str:
 
 
 def _panel(cell: Values, arms: Sequence[Values]) -> Panel:
-    """Accuracy over evaluations, a line for each family of arms."""
+    """Accuracy beside SAM's over evaluations, a line for each family of arms."""
     there = {name: [label for label in family if label in arms[0]] for name, family in _FAMILIES.items()}
     lines = [_line(name, labels, arms) for name, labels in there.items() if labels]
-    return Panel(_task(cell), "gradient evaluations", "test accuracy, %", lines)
+    levels = {f"{MARGIN} points less": -MARGIN}
+    return Panel(_task(cell), "gradient evaluations", "test accuracy less SAM's, points", lines, levels=levels)
 
 
 def _line(name: str, labels: Sequence[str], arms: Sequence[Values]) -> Line:
-    points = [[_accuracy(one, label) for one in arms] for label in labels]
+    points = [_differences(arms, label) for label in labels]
     costs = [fmean(_evaluations(one, label) for one in arms) for label in labels]
     low, high = [min(p) for p in points], [max(p) for p in points]
-    style = "points" if len(labels) == 1 else "line"
+    style = "line" if len(set(costs)) > 1 else "points"
     return Line(name, costs, [fmean(p) for p in points], low, high, style)
 
 

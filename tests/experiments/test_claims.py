@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from flatwise import report
 from flatwise.cli.main import main
 from flatwise.experiments.claims.carrying import Trial
 from flatwise.experiments.claims.claim import Claim, Criterion, Line, Outcome, Panel
+from flatwise.experiments.claims.durations import SECONDS
 from flatwise.experiments.claims.listed import CLAIMS, claim_by_name
 from flatwise.experiments.claims.trainings import panel, train_arms
 from flatwise.experiments.claims.units import units_of
@@ -206,3 +208,9 @@ def test_arms_are_trained_with_the_same_seed_and_controls_at_the_norm_of_another
     drawn = panel("Loss", [[found]], "train_loss", "loss")
     assert [line.label for line in drawn.lines] == list(arms)
     assert drawn.lines[0].y == found["Eigen-SAM"]["series"]["train_loss"]
+
+
+def test_the_estimate_knows_how_long_each_experiment_takes():
+    assert SECONDS.keys() == {claim.experiment or claim.name for claim in CLAIMS.values()}
+    (unit, *_) = Trial(CLAIMS["sam-gradient-alignment"], "small", 1, Path()).units()
+    assert unit.weight == SECONDS["sam-edge-mlp"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from flatwise.experiments.claims.claim import Claim, Values
+from flatwise.experiments.claims.durations import SECONDS
 from flatwise.processes import EngineName, Pool
 from flatwise.runs import RunError, read_mapping
 from flatwise.training.progress import line
@@ -31,7 +32,6 @@ class Unit:
         folder: of the claim at this scale.
         command: the command line that wants it.
         after: nothing has to be done before.
-        weight: all of a claim are alike.
     """
 
     claim: Claim
@@ -41,7 +41,6 @@ class Unit:
     folder: Path
     command: str = ""
     after: Sequence[Path] = ()
-    weight: float = 1.0
 
     @property
     def name(self) -> str:
@@ -52,6 +51,11 @@ class Unit:
     def place(self) -> Path:
         """The file that its numbers go into."""
         return self.folder / f"seed-{self.seed}" / f"cell-{self.cell}.json"
+
+    @property
+    def weight(self) -> float:
+        """Its share in the work: all of a claim are alike."""
+        return SECONDS.get(self.claim.experiment or self.claim.name, 60.0)
 
     def settings(self) -> Values:
         """What its numbers hang on."""

@@ -68,8 +68,22 @@ def test_what_is_measured_is_that_of_the_weights_before_the_step(by_hand, tmp_pa
 
 
 def test_measuring_more_often_changes_nothing_about_the_training(tmp_path):
-    seldom, often = (followed("SAM", tmp_path, measured=measured) for measured in (3, 1))
+    seldom, often = (followed("SAM", tmp_path / str(measured), measured=measured) for measured in (3, 1))
     assert [often["loss"][often["step"].index(step)] for step in seldom["step"]] == seldom["loss"]
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_interrupted_training_goes_on_as_if_nothing_had_been(tmp_path, arm):
+    def stop(done, total):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    cell, steps = {"arm": arm}, []
+    with pytest.raises(KeyboardInterrupt):
+        follow_method(PRESET, cell, 1, tmp_path / "stopped", stop)
+    again = follow_method(PRESET, cell, 1, tmp_path / "stopped", lambda done, total: steps.append(done))
+    assert steps[0] == 4  # from the checkpoint at step 3
+    assert again == followed(arm, tmp_path / "whole")
 
 
 def test_the_caller_draws_on_as_if_nothing_had_been(tmp_path):
@@ -165,7 +179,8 @@ def test_an_aligned_arm_has_the_edge_of_the_whole_share_in_the_span():
 @pytest.mark.parametrize("claim", [EIGEN_SAM_EDGE, METHOD_EDGES], ids=lambda claim: claim.name)
 def test_the_smoke_scale_runs_through(claim, tmp_path):
     preset = claim.preset("smoke")
-    seed = [claim.measure(preset, cell, 0, tmp_path, lambda done, total: None) for cell in claim.cells(preset)]
+    cells = enumerate(claim.cells(preset))
+    seed = [claim.measure(preset, cell, 0, tmp_path / str(i), lambda done, total: None) for i, cell in cells]
     outcome = claim.judge(preset, [seed, seed])
     assert len(outcome.panels) == len(preset["arms"])
     assert all(math.isfinite(value) for c in outcome.criteria for value in c.values)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 SECONDS: Mapping[str, float] = {
     "sam-edge-mlp": 200,
     "sam-edge-cnn": 210,
-    "sam-edge-transformer": 110,
+    "sam-edge-transformer": 130,
     "eigen-sam-edge": 19,
     "edges-of-other-methods": 19,
-    "eigen-sam-training": 330,
+    "eigen-sam-training": 500,
     "third-order-sde": 300,
     "reverse-sam-and-egr": 15,
     "late-phase-sam": 18,

@@ -10,7 +10,7 @@ SECONDS: Mapping[str, float] = {
     "sam-edge-transformer": 130,
     "eigen-sam-edge": 19,
     "edges-of-other-methods": 19,
-    "eigen-sam-training": 500,
+    "eigen-sam-training": 450,
     "third-order-sde": 300,
     "reverse-sam-and-egr": 15,
     "late-phase-sam": 18,

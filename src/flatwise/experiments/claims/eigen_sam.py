@@ -23,9 +23,10 @@ _SMALL: Values = {
         "batch_size": 128,
         "lr": 0.03,
         "epochs": 12,
-        "probe_samples": 1000,
-        "probe_every": 40,
+        "probe_samples": 500,
+        "probe_every": 80,
         "eigen_tol": 0.05,
+        "trace_samples": 0,
     },
     "arms": {
         "SGD": {"method": "sgd"},

@@ -162,7 +162,7 @@ def flatwise(*words):
 def test_one_command_reproduces_and_the_same_again_only_reads(tmp_path, capsys):
     words = ["reproduce", "stable-sam", "--scale", "smoke", "--seeds", 1, "--workers", 1, "--out", tmp_path]
     assert flatwise(*words) == 0
-    assert "stable-sam (smoke, 1 seeds): only tried" in capsys.readouterr().out
+    assert "stable-sam (smoke, 1 seeds): no verdict" in capsys.readouterr().out
     part = tmp_path / "stable-sam" / "smoke" / "seed-0" / "cell-0.json"
     known = part.stat().st_mtime_ns
     assert flatwise(*words) == 0

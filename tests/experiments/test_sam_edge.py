@@ -10,6 +10,7 @@ from torch.func import functional_call
 from flatwise.experiments.claims import edge_following
 from flatwise.experiments.claims.edge_following import follow
 from flatwise.experiments.claims.sam_edge import judge, judge_alignment, late
+from flatwise.runs import RunError
 from flatwise.tasks import build_model, load_data
 from flatwise.theory import gd_edge, sam_edge
 
@@ -73,6 +74,12 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(tmp_path, batch_
     assert again == follow(preset, cell, 0, tmp_path / "whole", silent)
 
 
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
+    follow(PRESET, {"lr": 0.1, "rho": 0.2}, 0, tmp_path, silent)
+    with pytest.raises(RunError, match="other settings"):
+        follow(PRESET, {"lr": 0.2, "rho": 0.2}, 0, tmp_path, silent)
+
+
 def test_without_rho_it_is_gradient_descent_and_its_edge(tmp_path):
     found = follow(PRESET, {"lr": 0.1, "rho": 0.0}, 0, tmp_path, silent)
     assert found["edge"] == found["gd_edge"] == [pytest.approx(20.0)] * 3
@@ -118,9 +125,10 @@ def test_the_numbers_of_the_claim():
     assert not bunched.decisive
 
 
-def test_a_training_that_ends_early_gives_no_number_to_any_criterion():
+@pytest.mark.parametrize("measured", [2, 0])
+def test_a_training_that_ends_early_gives_no_number_to_any_criterion(measured):
     whole = series(1.0)
-    early = {name: values[:2] for name, values in whole.items()}
+    early = {name: values[:measured] for name, values in whole.items()} if measured else {}
     for verdict in (judge(JUDGED, [[whole], [early]]), judge_alignment(JUDGED, [[whole], [early]])):
         for criterion in verdict.criteria:
             assert math.isfinite(criterion.values[0])

@@ -105,7 +105,7 @@ def test_machines_that_differ_are_told_apart(tmp_path):
         ({"asked": 5}, "incomplete", "3 of 5"),
         ({"seeds": [], "criteria": [], "panels": []}, "incomplete", "0 of 3"),
         ({"failures": {"cell 0, seed 4": "out of memory"}, "asked": 5}, "failed to run", "3 of 5"),
-        ({"scale": "smoke"}, "only tried", "3"),
+        ({"scale": "smoke"}, "no verdict", "3"),
     ],
 )
 def test_what_is_not_whole_has_no_verdict(tmp_path, changes, verdict, seeds):
@@ -146,7 +146,7 @@ def test_the_last_run_of_each_claim_is_known(tmp_path):
     left(tmp_path, scale="smoke")  # which decides nothing, so that it hides no verdict
     assert last_verdicts(tmp_path) == {
         "example": "confirmed (small, 3 seeds)",
-        "third": "only tried (smoke, 3 seeds)",
+        "third": "no verdict (smoke, 3 seeds)",
         "other": "incomplete (small, 3 of 4 seeds)",
     }
 

@@ -104,3 +104,12 @@ def test_a_file_gets_a_line_now_and_then(monkeypatch, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("training: 25%")
     assert re.fullmatch(r"training: 50%, \d:\d\d:\d\d gone, \d:\d\d:\d\d left", lines[1])
+
+
+def test_a_log_that_cannot_be_written_ends_no_work(monkeypatch):
+    monkeypatch.setattr(LogLine, "interval", 0.0)
+    with open(os.devnull) as deaf:  # open for reading alone
+        monkeypatch.setattr(sys, "stderr", deaf)
+        with line() as show:
+            show(1, 4, "training")
+        monkeypatch.undo()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from flatwise.cli.failures import tell
+from flatwise.cli.failures import tell_failures
 from flatwise.cli.log import Log, mirrors
 from flatwise.processes import EngineName
 from flatwise.training.config import Settings
@@ -107,8 +107,8 @@ def show(folder: Path, failures: dict[str, str]) -> int:
 
     from flatwise import report
 
+    tell_failures(failures)
     page = report.build(folder)
     report.print_table(folder, Console())
-    tell(failures)
     print(f"report: {page}")
     return 1 if failures else 0

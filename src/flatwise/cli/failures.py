@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 
 
-def tell(failures: Mapping[str, str]) -> None:
+def tell_failures(failures: Mapping[str, str]) -> None:
     """A line for each reason."""
     from flatwise import report
 

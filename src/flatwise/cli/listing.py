@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +35,7 @@ class List:
         listings = {"methods": _methods, "claims": self._claims, "data": data_names, "models": model_names}
         entries = listings[self.what]()
         width = max(len(name) for name, _ in entries)
-        for name, line in entries:
-            print(f"{name:{width}}  {line}")
+        _say("\n".join(f"{name:{width}}  {line}" for name, line in entries))
         return 0
 
     def _claims(self) -> list[tuple[str, str]]:
@@ -47,6 +48,14 @@ class List:
         found = last_verdicts(self.claims or Path("claims"))
         about = {name: f"{claim.statement} [{', '.join(claim.scales)}]" for name, claim in CLAIMS.items()}
         return [(name, f"{found[name]}: {line}" if name in found else line) for name, line in about.items()]
+
+
+def _say(text: str) -> None:
+    """Print it, to a reader that may have read enough before the end."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write goes nowhere
 
 
 def _methods() -> list[tuple[str, str]]:

@@ -55,15 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             COMMANDS, prog="flatwise", description=DESCRIPTION, args=words
         )
         _check_alone(words[0], command)
-        code = command.run(words)
-        sys.stdout.flush()
-        sys.exit(code)
+        sys.exit(command.run(words))
     except KeyboardInterrupt:
         print("stopped; the same command continues from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # who reads our output has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write goes nowhere
-        sys.exit(0)
     except (ValueError, TypeError, OSError) as error:
         if debug:
             raise

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from flatwise.cli.failures import tell
+from flatwise.cli.failures import tell_failures
 from flatwise.measurements.plan import Plan
 from flatwise.processes import cores
 
@@ -101,7 +101,7 @@ def _show(units: Sequence[Unit], failures: dict[str, str], page: Path, command: 
 
     from flatwise import report
 
-    tell(failures)
+    tell_failures(failures)
     files = [unit.place for unit in units if unit.done()]
     if not files:
         return 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from flatwise.cli.failures import tell
+from flatwise.cli.failures import tell_failures
 from flatwise.processes import EngineName, cores
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ class Reproduce:
 
         report.check_formats(self.figures)
         files, failures = reproduce(trials, self.workers, shlex.join(["flatwise", *words]), self.engine)
-        page = report.build_claims(self.out, self.figures)
-        tell(failures)
-        print("\n".join([*report.verdict_lines(files), f"report: {page}"]))
+        tell_failures(failures)
+        print("\n".join(report.verdict_lines(files)))
+        print(f"report: {report.build_claims(self.out, self.figures)}")
         return 1 if failures else 0
 
     def _trials(self) -> list[Trial]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Options of glibc's mallopt, from its malloc.h."""
@@ -17,7 +18,7 @@ def keep_memory() -> None:
     A step of training frees its arrays, and the next one asks for as many; where they are large, a third of the time can go to
     that. A process then holds on to the most that it has needed. Only glibc can be told; elsewhere nothing changes.
     """
-    tell = getattr(ctypes.CDLL(None), "mallopt", None)
+    tell = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if tell is not None:
         tell(_MMAP_MAX, 0)
         tell(_TRIM_THRESHOLD, _NEVER)

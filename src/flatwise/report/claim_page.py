@@ -21,7 +21,7 @@ from flatwise.report.verdicts import Judged, Verdict, judged, verdict_of
 from flatwise.runs import RunError, encode, read_mapping, replacing
 
 FILE, PAGE = "claim.json", "report.html"
-State: TypeAlias = Verdict | Literal["failed to run", "incomplete", "only tried"]
+State: TypeAlias = Verdict | Literal["failed to run", "incomplete", "no verdict"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Told:
             return "failed to run"
         if len(self.found["seeds"]) < self.found.get("asked", 0) or not self.found["seeds"]:
             return "incomplete"
-        return "only tried" if self.found["scale"] == "smoke" else verdict_of(self.criteria)
+        return "no verdict" if self.found["scale"] == "smoke" else verdict_of(self.criteria)
 
     @property
     def seeds(self) -> str:

@@ -6,7 +6,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from html import escape
 from typing import TYPE_CHECKING, cast
@@ -113,8 +113,9 @@ class LogLine(Line):
     interval = 60.0
 
     def tell(self) -> None:
-        """Write it."""
-        print(self._text(), file=sys.stderr, flush=True)
+        """Write it; that nobody reads it any more must not end the work."""
+        with suppress(OSError):
+            print(self._text(), file=sys.stderr, flush=True)
 
 
 class NotebookLine(Line):

@@ -31,4 +31,4 @@ SECONDS: Mapping[str, float] = {
     "base-optimizers": 9,
     "time-to-quality": 45,
 }
-"""Of one part of an experiment at the small scale, on one core. Only proportions count, so that they serve other scales too."""
+"""Of one part of an experiment at the small scale, on one core, roughly. Only proportions count: they serve other scales too."""

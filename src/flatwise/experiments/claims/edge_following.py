@@ -40,6 +40,8 @@ def follow(preset: Values, cell: Values, seed: int, folder: Path, progress: Prog
 
 
 class _BesideEdges(Following):
+    """SAM, or gradient descent where rho is 0."""
+
     def __init__(self, preset: Values, cell: Values, seed: int, folder: Path) -> None:
         task = load_data(preset["data"], seed=seed, **preset.get("data_options", {}))
         layout = torch.channels_last if preset.get("channels_last") else torch.preserve_format
@@ -47,10 +49,11 @@ class _BesideEdges(Following):
         method = SAM(rho=cell["rho"]) if cell["rho"] else SGD()
         base = torch.optim.SGD(model.parameters(), lr=cell["lr"])
         optimizer = SharpnessAware(base, method, model=model)
-        super().__init__(preset, seed, folder, task, model, optimizer, LOSSES[preset["loss"]])
-        self.cell = cell
+        super().__init__(preset, cell, seed, folder, task, model, optimizer, LOSSES[preset["loss"]])
 
-    def measured(self, objective: Objective, loss: float, gradient: Vector, pairs: EigenPairs, batch: Batch) -> Values:
+    def measure_and_step(
+        self, objective: Objective, loss: float, gradient: Vector, pairs: EigenPairs, batch: Batch
+    ) -> Values:
         lr, rho, norm, top = self.cell["lr"], self.cell["rho"], float(V.norm(gradient)), pairs.vectors[0]
         with objective.displaced() as place:
             place.to(gradient, rho / max(norm, 1e-12))

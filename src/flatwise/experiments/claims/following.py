@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -19,7 +20,7 @@ from flatwise.experiments.claims.claim import Values
 from flatwise.objective import Objective
 from flatwise.optim import SharpnessAware
 from flatwise.processes import Progress
-from flatwise.runs import replacing
+from flatwise.runs import RunError, replacing
 from flatwise.tasks import Task
 from flatwise.training.batches import Batches
 from flatwise.vectors import Vector
@@ -35,6 +36,7 @@ class Following(ABC):
     Args:
         preset: `batch_size` (0: all, the default), `steps`, `measured` (steps between two measurements; odd, so that both
             sides of a swing with period two are seen), `eigenvalues` (how many) and `tol` (of the tracker, default 0.02).
+        cell: what else its numbers hang on.
         seed: of the order of the batches.
         folder: for its checkpoint.
         task: the data.
@@ -49,6 +51,7 @@ class Following(ABC):
     def __init__(
         self,
         preset: Values,
+        cell: Values,
         seed: int,
         folder: Path,
         task: Task,
@@ -56,7 +59,8 @@ class Following(ABC):
         optimizer: SharpnessAware,
         loss: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        self.preset, self.folder = preset, folder
+        self.preset, self.cell, self.folder = preset, cell, folder
+        self._settings = json.dumps([preset, cell, seed], sort_keys=True)
         self.batches = Batches(task, preset.get("batch_size", 0), seed)
         self.model, self.optimizer = model, optimizer
         self.tracker = EigenTracker(preset["eigenvalues"], tol=preset.get("tol", 0.02))
@@ -78,8 +82,10 @@ class Following(ABC):
         return {name: [record[name] for record in self.records] for name in (self.records or [{}])[0]}
 
     @abstractmethod
-    def measured(self, objective: Objective, loss: float, gradient: Vector, pairs: EigenPairs, batch: Batch) -> Values:
-        """What is recorded at the weights, from their loss, gradient and top eigenpairs on the batch; takes the step as well."""
+    def measure_and_step(
+        self, objective: Objective, loss: float, gradient: Vector, pairs: EigenPairs, batch: Batch
+    ) -> Values:
+        """Take the step; return what is recorded of the weights before it, whose loss, gradient and top pairs are given."""
 
     def step(self, batch: Batch) -> None:
         """One step of the training."""
@@ -113,7 +119,7 @@ class Following(ABC):
         loss, gradient = objective.value_and_gradient()
         if not math.isfinite(float(loss) + float(V.norm(gradient))):
             return None
-        return self.measured(objective, float(loss), gradient, self._pairs(objective), batch)
+        return self.measure_and_step(objective, float(loss), gradient, self._pairs(objective), batch)
 
     def _pairs(self, objective: Objective) -> EigenPairs:
         """A pair that has not converged serves as well as it can: eigenvalues crowd at an edge. Its residual tells."""
@@ -124,13 +130,19 @@ class Following(ABC):
     def _save(self, step: int) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.folder / CHECKPOINT) as draft:
-            torch.save({"step": step} | self.state(), draft)
+            torch.save({"settings": self._settings, "step": step} | self.state(), draft)
 
     def _resume(self) -> int:
-        """Load what is there; the number of steps already taken."""
+        """Load what is there; the number of steps already taken.
+
+        Raises:
+            RunError: it is of another training.
+        """
         place = self.folder / CHECKPOINT
         if not place.exists():
             return 0
         known = torch.load(place, weights_only=True)
+        if known["settings"] != self._settings:
+            raise RunError(f"{place} is of a training with other settings; choose another folder (--out), or delete it")
         self.load(known)
         return known["step"]

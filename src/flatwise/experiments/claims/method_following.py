@@ -65,6 +65,8 @@ def drawable(runs: Sequence[Values]) -> list[Values]:
 
 
 class _WithMethod(Following):
+    """Any method, on the full batch of digits."""
+
     first = 1  # a step is compared with the one before
 
     def __init__(self, preset: Values, arm: Values, seed: int, folder: Path) -> None:
@@ -72,7 +74,7 @@ class _WithMethod(Following):
         model = build_model("mlp", task, seed, widths=tuple(preset["widths"]), init="glorot")
         base = torch.optim.SGD(model.parameters(), lr=arm["lr"], momentum=arm.get("momentum", 0.0))
         optimizer = SharpnessAware(base, methods.by_name(arm["method"], **arm.get("hyper", {})), model=model)
-        super().__init__(preset, seed, folder, task, model, optimizer, squared_error)
+        super().__init__(preset, arm, seed, folder, task, model, optimizer, squared_error)
         self.weights: Vector = [p.detach() for p in model.parameters()]
         self.before = V.clone(self.weights)
 
@@ -87,7 +89,9 @@ class _WithMethod(Following):
         super().load(state)
         self.before = state["before"]
 
-    def measured(self, objective: Objective, loss: float, gradient: Vector, pairs: EigenPairs, batch: Batch) -> Values:
+    def measure_and_step(
+        self, objective: Objective, loss: float, gradient: Vector, pairs: EigenPairs, batch: Batch
+    ) -> Values:
         last = self._change()
         self.step(batch)
         tracked = self._tracked(objective, gradient)

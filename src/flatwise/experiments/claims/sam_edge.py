@@ -38,7 +38,7 @@ def judge(preset: Values, seeds: Sequence[Sequence[Values]]) -> Outcome:
             criteria.append(Criterion(f"top eigenvalue / (2/lr), {label(cell)}", meaning, far, None, FAR))
     return Outcome(
         [*criteria, _fall(preset, seeds), *_bunched(preset, seeds)],
-        [_edge_panel(preset, seeds, i) for i in range(len(preset["cells"]))],
+        [_edge_panel(preset, seeds, i) for i in range(len(preset["cells"])) if _known(seeds, i)],
         [
             "Eigenvalues, gradient norm and edge belong to the batch of the step; bands are the range over seeds. "
             "Measurements are an odd number of steps apart, since the weights swing with period two at the edge."
@@ -59,7 +59,7 @@ def judge_alignment(preset: Values, seeds: Sequence[Sequence[Values]]) -> Outcom
         )
         for i, cell in cells.items()
     ]
-    return Outcome(criteria, [_alignment_panel(seeds, i, cell) for i, cell in cells.items()])
+    return Outcome(criteria, [_alignment_panel(seeds, i, cell) for i, cell in cells.items() if _known(seeds, i)])
 
 
 def label(cell: Values) -> str:
@@ -76,7 +76,7 @@ def late(preset: Values, run: Series, number: Number) -> float:
 
 def _ended(preset: Values, run: Series) -> bool:
     """Whether a training got to its end: one that did not has diverged."""
-    return run["step"][-1] >= preset["steps"] - preset["measured"]
+    return bool(run) and run["step"][-1] >= preset["steps"] - preset["measured"]
 
 
 def _to_edge(run: Series, at: int) -> float:
@@ -136,9 +136,14 @@ def _bunched(preset: Values, seeds: Sequence[Sequence[Values]]) -> list[Criterio
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
+def _known(seeds: Sequence[Sequence[Values]], i: int) -> list[Values]:
+    """Of a cell the trainings in which something was measured before they diverged."""
+    return [found[i] for found in seeds if found[i]]
+
+
 def _edge_panel(preset: Values, seeds: Sequence[Sequence[Values]], i: int) -> Panel:
     cell = preset["cells"][i]
-    runs = [found[i] for found in seeds]
+    runs = _known(seeds, i)
     names = ["top eigenvalue", *(f"eigenvalue {k}" for k in range(2, preset["eigenvalues"] + 1))]
     lines = [
         band(name, runs[0]["step"], [[values[k] for values in run["eigenvalues"]] for run in runs])
@@ -153,7 +158,7 @@ def _edge_panel(preset: Values, seeds: Sequence[Sequence[Values]], i: int) -> Pa
 
 
 def _alignment_panel(seeds: Sequence[Sequence[Values]], i: int, cell: Values) -> Panel:
-    runs = [found[i] for found in seeds]
+    runs = _known(seeds, i)
     names = {"perturbed gradient": "alignment_perturbed_gradient", "gradient": "alignment_gradient"}
     lines = [band(name, runs[0]["step"], [run[key] for run in runs]) for name, key in names.items()]
     return Panel(label(cell), "step", "|cos| with v1", lines)

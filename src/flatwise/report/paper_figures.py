@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from flatwise.report.figures import Figure, Json
@@ -25,6 +26,9 @@ COLUMN, PAGE = 3.35, 6.85
 
 HEIGHT, LINE = 2.2, 0.16
 """Of a row of panels and of a line of a legend, in inches."""
+
+TITLE = 30
+"""Letters in a line of a title, which must not be wider than its panel."""
 
 LETTERS = 24
 """Of all labels below a heat map that stand side by side; more are turned."""
@@ -116,7 +120,7 @@ def _columns(panels: int) -> int:
 
 def _panel(axes: Axes, figure: Figure) -> None:
     """One figure of the page in one set of axes."""
-    axes.set_title(figure.title)
+    axes.set_title(fill(figure.title, TITLE))
     traces = _seen(figure)
     for place, trace in enumerate(traces):
         if trace.get("type") == "heatmap":

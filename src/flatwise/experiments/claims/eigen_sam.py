@@ -75,9 +75,9 @@ _PROTOCOL = (
     "longer SAM is flatter too, so SAM is also run at Eigen-SAM's mean displacement norm, seed by seed. The top "
     "eigenvalue is that of the Hessian of fixed training samples in evaluation mode. At the small scale: 5,000 images, "
     "500 of them measured on, every 80 steps, batch 128, learning rate 0.03, 12 epochs, rho 0.05, alpha 0.5 (the "
-    "paper's largest is 0.2), every 20 steps the leading Ritz vector of five products. At the paper's: all images, batch 256, learning rate 0.1, 200 epochs, crops "
-    "and flips, alpha 0.2, an eigenvector every 100 steps by five power iterations; rho 0.05 is the default of the "
-    "authors' code, as the paper's was not recovered."
+    "paper's largest is 0.2), every 20 steps the leading Ritz vector of five products. At the paper's: all images, batch "
+    "256, learning rate 0.1, 200 epochs, crops and flips, alpha 0.2, an eigenvector every 100 steps by five power "
+    "iterations; rho 0.05 is the default of the authors' code, as the paper's was not recovered."
 )
 _SHARED: dict[str, Any] = {
     "protocol": _PROTOCOL,

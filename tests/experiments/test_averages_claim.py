@@ -73,3 +73,11 @@ def test_all_arms_are_measured_and_progress_only_grows(tmp_path):
     assert all(seen["eigenvalue"] > 0 for seen in found.values())
     assert told == sorted(told)
     assert told[-1] == (4000, 4000)
+
+
+def test_the_figure_has_a_point_for_each_arm():
+    cell = {arm: {"accuracy": 50.0 + i, "eigenvalue": 2.0**i} for i, arm in enumerate(ARMS)}
+    (panel,) = CLAIMS["flat-or-averaged"].judge({"cells": [{"name": "a"}]}, [[cell], [cell]]).panels
+    assert [(line.label, line.x, line.y) for line in panel.lines] == [
+        (arm, [2.0**i], [50.0 + i]) for i, arm in enumerate(ARMS)
+    ]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from flatwise.curvature import hessian, top_eigenpairs
-from flatwise.experiments.claims.claim import Claim, Criterion, Outcome, Values
+from flatwise.experiments.claims.claim import Claim, Criterion, Line, Outcome, Panel, Values
 from flatwise.experiments.claims.records import recorded
 from flatwise.processes import Progress
 from flatwise.tasks import Task
@@ -143,7 +144,18 @@ def _judge(preset: Values, seeds: Sequence[Sequence[Values]]) -> Outcome:
         criteria += _deciding(task, cells)
     for task, cells in of_tasks:
         criteria += _beside(task, cells)
-    return Outcome(criteria)
+    return Outcome(criteria, [_panel(task, cells) for task, cells in of_tasks])
+
+
+def _panel(task: str, cells: Sequence[Values]) -> Panel:
+    """Accuracy over the top eigenvalue, a point for each arm."""
+    return Panel(task, "top eigenvalue", "test accuracy, %", [_point(arm, cells) for arm in ARMS], "x")
+
+
+def _point(arm: str, cells: Sequence[Values]) -> Line:
+    points = [cell[arm]["accuracy"] for cell in cells]
+    top = fmean(cell[arm]["eigenvalue"] for cell in cells)
+    return Line(arm, [top], [fmean(points)], [min(points)], [max(points)], "points")
 
 
 def _deciding(task: str, cells: Sequence[Values]) -> list[Criterion]:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from flatwise.experiments.claims.claim import Claim, Criterion, Line, Outcome, Panel, Values
+from flatwise.experiments.claims.following import drawable
 from flatwise.experiments.claims.lines import band
-from flatwise.experiments.claims.method_following import cells, drawable, follow_method, late
+from flatwise.experiments.claims.method_following import cells, follow_method, late
 from flatwise.theory import eigen_sam_edge, sam_edge
 
 AT_EDGE = (0.9, 1.1)

@@ -6,7 +6,7 @@ import json
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,11 @@ from flatwise.vectors import Vector
 Batch = tuple[Tensor, Tensor]
 
 CHECKPOINT = "checkpoint.pt"
+
+
+def drawable(runs: Sequence[Values]) -> list[Values]:
+    """Those in which something was measured before they ended."""
+    return [run for run in runs if run.get("step")]
 
 
 class Following(ABC):

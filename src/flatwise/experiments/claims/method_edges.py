@@ -9,8 +9,9 @@ from pathlib import Path
 
 from flatwise import methods
 from flatwise.experiments.claims.claim import Claim, Criterion, Outcome, Panel, Values
+from flatwise.experiments.claims.following import drawable
 from flatwise.experiments.claims.lines import band
-from flatwise.experiments.claims.method_following import cells, drawable, follow_method, late
+from flatwise.experiments.claims.method_following import cells, follow_method, late
 from flatwise.processes import Progress
 from flatwise.theory import method_edge, sam_edge
 

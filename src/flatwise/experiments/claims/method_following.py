@@ -7,7 +7,7 @@ learning rate, no decay.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -57,11 +57,6 @@ def late(preset: Values, run: Values, number: Callable[[int], float]) -> float:
     if not steps or steps[-1] + preset["measured"] < preset["steps"]:
         return math.nan
     return median(number(at) for at, step in enumerate(steps) if step >= preset["steps"] / 2)
-
-
-def drawable(runs: Sequence[Values]) -> list[Values]:
-    """Those in which something was measured before they ended."""
-    return [run for run in runs if run.get("step")]
 
 
 class _WithMethod(Following):

@@ -10,6 +10,7 @@ from typing import Any
 
 from flatwise.experiments.claims.claim import Claim, Criterion, Outcome, Panel, Values
 from flatwise.experiments.claims.edge_following import follow
+from flatwise.experiments.claims.following import drawable
 from flatwise.experiments.claims.lines import band
 
 FULL_BATCH, MINI_BATCH = (0.9, 1.1), (0.8, 1.2)
@@ -138,7 +139,7 @@ def _bunched(preset: Values, seeds: Sequence[Sequence[Values]]) -> list[Criterio
 
 def _known(seeds: Sequence[Sequence[Values]], i: int) -> list[Values]:
     """Of a cell the trainings in which something was measured before they diverged."""
-    return [found[i] for found in seeds if found[i]]
+    return drawable([found[i] for found in seeds])
 
 
 def _edge_panel(preset: Values, seeds: Sequence[Sequence[Values]], i: int) -> Panel:

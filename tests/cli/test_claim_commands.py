@@ -1,5 +1,7 @@
 """What the commands say of claims that were tried."""
 
+import re
+
 import pytest
 from report.test_claim_page import left
 
@@ -55,6 +57,26 @@ def test_a_dry_run_counts_all_parts_and_keeps_nothing(tmp_path, capsys):
     assert "base-optimizers: 6 parts to measure" in said
     assert "on 2 processes; nothing was kept" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_claim_that_cannot_be_tried_does_not_hide_what_the_others_cost(tmp_path, capsys, monkeypatch):
+    def fail(config):
+        raise ValueError("no network")
+
+    monkeypatch.setattr("flatwise.experiments.forecast._task", fail)
+    words = ["base-optimizers", "margin-by-rescaling", "--scale", "smoke", "--seeds", 1, "--dry-run"]
+    assert flatwise("reproduce", *words, "--out", tmp_path / "out") == 1
+    said = capsys.readouterr().out
+    assert "base-optimizers: 2 parts to measure, which fail: no network" in said
+    assert re.search(r"margin-by-rescaling: \d parts to measure, .* of work", said)
+
+
+def test_what_has_no_such_scale_is_said_to_be_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("flatwise.cli.reproduce._forecast", lambda trials, workers: print(len(trials), "forecast") or 0)
+    assert flatwise("reproduce", "--all", "--scale", "paper", "--dry-run", "--out", tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "left out, as they have no scale 'paper': reverse-sam-and-egr" in said
+    assert "16 forecast" in said
 
 
 def test_trainings_that_claims_share_are_counted_once(tmp_path, capsys):

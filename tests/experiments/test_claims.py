@@ -2,20 +2,22 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from flatwise import report
 from flatwise.cli.main import main
-from flatwise.experiments.claims.carrying import Trial
+from flatwise.experiments.claims.carrying import Trial, reproduce
 from flatwise.experiments.claims.claim import Claim, Criterion, Line, Outcome, Panel
 from flatwise.experiments.claims.durations import SECONDS
 from flatwise.experiments.claims.listed import CLAIMS, claim_by_name
 from flatwise.experiments.claims.trainings import panel, train_arms
 from flatwise.experiments.claims.units import units_of
-from flatwise.runs import RunError, write_json
+from flatwise.runs import Run, RunError, write_json
+from flatwise.training import resolved
 
 
 def measure(preset, cell, seed, folder, progress):
@@ -99,6 +101,22 @@ def test_seeds_that_are_missing_leave_a_claim_incomplete(tmp_path):
     assert (told.verdict, told.seeds, len(told.criteria)) == ("incomplete", "2 of 3", 1)
 
 
+def test_a_seed_that_was_asked_for_once_is_not_left_out_later(tmp_path):
+    """Else whoever asks for fewer seeds would be told a verdict of those that did not fail."""
+    trial = Trial(CLAIM, "small", 4, tmp_path)
+    made(trial)
+    (trial.folder / "seed-2" / "cell-0.json").unlink()
+    trial.conclude("", {"cell 0, seed 2": "no memory"})
+    told = report.tell(Trial(CLAIM, "small", 2, tmp_path).conclude(""))
+    assert (told.verdict, told.seeds) == ("incomplete", "3 of 4")
+
+
+def test_a_seed_that_was_begun_belongs_to_the_sample(tmp_path):
+    made(Trial(CLAIM, "small", 2, tmp_path))
+    (tmp_path / "rectangles" / "small" / "seed-6").mkdir()
+    assert report.tell(Trial(CLAIM, "small", 2, tmp_path).conclude("")).seeds == "2 of 7"
+
+
 def test_a_claim_that_cannot_be_judged_says_why(tmp_path):
     def broken(preset, seeds):
         raise KeyError("errors")
@@ -119,6 +137,17 @@ def test_numbers_of_other_settings_are_not_taken_for_these(tmp_path):
     other = replace(CLAIM, scales={"small": {"sizes": [4, 8]}})
     with pytest.raises(RunError, match="other settings"):
         Trial(other, "small", 1, tmp_path).units()[0].done()
+
+
+def test_all_claims_measured_with_other_settings_are_named_before_anything_changes(tmp_path):
+    others = [replace(CLAIM, name=name) for name in ("one", "two")]
+    files = [made(Trial(claim, "small", 2, tmp_path)) for claim in others]
+    known = [file.read_text() for file in files]
+    changed = [replace(claim, scales={"small": {"sizes": [4, 8]}}) for claim in others]
+    with pytest.raises(RunError, match=r"one/small(.|\n)*two/small"):
+        reproduce([Trial(claim, "small", 1, tmp_path) for claim in changed], 1, "")
+    assert [file.read_text() for file in files] == known
+    assert not (tmp_path / "log.txt").exists()
 
 
 def test_the_time_is_known_from_the_beginning(tmp_path):
@@ -143,6 +172,31 @@ def test_lines_say_the_verdict_and_what_decides_it(tmp_path):
     head, number = report.verdict_lines([made(Trial(CLAIM, "small", 3, tmp_path))])
     assert head == "rectangles (small, 3 seeds): confirmed"
     assert number.startswith("  fall ")
+
+
+def test_trainings_are_timed_by_a_few_steps_on_one_thread(tmp_path):
+    threads = torch.get_num_threads()
+    unit = units_of(CLAIMS["base-optimizers"], "smoke", 1, tmp_path)[0]
+    assert 0 < unit.seconds() < 60
+    assert torch.get_num_threads() == threads
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("claim", [claim for claim in CLAIMS.values() if claim.trainings], ids=lambda claim: claim.name)
+def test_the_trainings_that_are_timed_are_those_of_the_claim(claim, tmp_path):
+    preset = claim.preset("smoke")
+    cell = claim.cells(preset)[0]
+    claim.measure(preset, cell, 0, tmp_path, lambda done, total: None)
+    made_ = [Run.open(file.parent).config for file in tmp_path.rglob("config.json")]
+    timed = [asdict(resolved(config)) for config in claim.trainings(preset, cell)]
+    for free in ("rho", "alpha", "pretrained"):  # what is found out on the way costs nothing more
+        for config in made_ + timed:
+            config.pop(free)
+    assert sorted(map(repr, map(_sorted, made_))) == sorted(map(repr, map(_sorted, timed)))
+
+
+def _sorted(values):
+    return sorted(json.loads(json.dumps(values)).items())
 
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=list(CLAIMS))

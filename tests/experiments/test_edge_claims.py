@@ -75,7 +75,7 @@ def test_measuring_more_often_changes_nothing_about_the_training(tmp_path):
 @pytest.mark.parametrize("arm", ARMS)
 def test_an_interrupted_training_goes_on_as_if_nothing_had_been(tmp_path, arm):
     def stop(done, total):
-        if done == 5:
+        if done == 4:
             raise KeyboardInterrupt
 
     cell, steps = {"arm": arm}, []

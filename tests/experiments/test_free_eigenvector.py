@@ -1,6 +1,7 @@
 """The experiment behind the page on the free eigenvector, on a network that takes no time."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from flatwise.experiments import free_eigenvector as experiment
 from flatwise.experiments.free_eigenvector_figure import draw
-from flatwise.experiments.free_eigenvector_networks import PROBLEMS, Problem, transformer
+from flatwise.experiments.free_eigenvector_networks import CONTEXT, PIECES, PROBLEMS, Problem, transformer
 from flatwise.experiments.free_eigenvector_table import table, verdict
 
 
@@ -99,10 +100,17 @@ def test_differences_in_the_table_are_paired_over_seeds():
     assert "| +0.10 ± 0.00 |" in table(runs)
 
 
-def test_the_transformer_says_which_file_it_wants(tmp_path, monkeypatch):
-    monkeypatch.setenv("FLATWISE_DATA", str(tmp_path))
-    with pytest.raises(ValueError, match=r"tinyshakespeare\.txt, which is not there"):
-        transformer(0)
+def test_the_transformer_reads_the_text_that_the_tasks_read(tmp_path, monkeypatch):
+    """Which is downloaded where there is none."""
+    monkeypatch.delenv("FLATWISE_DATA", raising=False)
+    monkeypatch.setattr("flatwise.tasks.text.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr("flatwise.tasks.text.places", lambda: [tmp_path])
+    monkeypatch.setattr(
+        "flatwise.tasks.text._fetch", lambda root: (Path(root) / "tinyshakespeare.txt").write_text("to be\n" * 20_000)
+    )
+    problem = transformer(0)
+    assert problem.inputs.shape == (PIECES, CONTEXT)
+    assert problem.inputs.unique().tolist() == list(range(6))
 
 
 def test_the_figure_has_a_panel_per_network_and_shows_every_arm(tmp_path):

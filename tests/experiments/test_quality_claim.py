@@ -32,6 +32,7 @@ def test_the_cheapest_arm_that_is_good_enough_is_judged_and_its_cost_decides():
     accuracy, cost = deciding(seeds(SGD=-5.0))
     assert accuracy.meaning.startswith("SAM every 5")
     assert list(cost.values) == [0.6] * 3  # a count without a spread
+    assert list(cost.places) == list(accuracy.places) == [1, 3, 5]
     assert verdict_of([accuracy, cost]) == "confirmed"
 
 

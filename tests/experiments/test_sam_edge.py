@@ -63,7 +63,7 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(tmp_path, batch_
     preset, cell = PRESET | {"batch_size": batch_size}, {"lr": 0.1, "rho": 0.2}
 
     def stop(done, total):
-        if done == 5:
+        if done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -88,6 +88,25 @@ def test_the_numbers_can_be_downloaded_as_they_are(tmp_path):
     assert json.loads(links.found["example.json"]) == json.loads(file.read_text())
 
 
+def test_a_number_of_some_seeds_stands_in_their_rows(tmp_path):
+    told = tell(
+        left(tmp_path, criteria=[CRITERION | {"values": [5.0, 7.0], "seeds": [0, 2]}, CRITERION | {"name": "two"}])
+    )
+    assert list(csv.reader(io.StringIO(told.table))) == [
+        ["seed", "number, one", "two"],
+        ["0", "5.0", "1.0"],
+        ["1", "", "1.1"],
+        ["2", "7.0", "1.2"],
+    ]
+    build_claims(tmp_path)
+    rows = re.findall(r'<th scope="row">(\d)</th>(.*?)</tr>', told.page.read_text())
+    assert rows == [
+        ("0", "<td>5.00</td><td>1.00</td>"),
+        ("1", "<td></td><td>1.10</td>"),
+        ("2", "<td>7.00</td><td>1.20</td>"),
+    ]
+
+
 def test_markup_in_a_claim_stays_text(tmp_path):
     file = left(tmp_path)
     build_claims(tmp_path)

@@ -52,9 +52,18 @@ def test_what_differs_between_seeds_is_not_exact(values):
 
 
 def test_seeds_without_a_number_are_counted():
-    assert criterion([1.0, 1.1]).missing == ""
-    assert criterion([1.0, 1.1, float("nan")]).missing == "1 seed without a number"
-    assert criterion([1.0, float("nan"), float("inf")]).missing == "2 seeds without a number"
+    assert criterion([1.0, 1.1]).counted == ""
+    assert criterion([1.0, 1.1, float("nan")]).counted == "1 seed without a number"
+    assert criterion([1.0, float("nan"), float("inf")]).counted == "2 seeds without a number"
+
+
+def test_a_number_of_some_seeds_knows_which():
+    found = judged(
+        {"name": "n", "meaning": "m", "values": [5.0, 7.0], "least": 0, "most": None, "decisive": True, "seeds": [1, 3]}
+    )
+    assert [found.at(place) for place in range(4)] == [None, 5.0, None, 7.0]
+    assert [found.shown(place) for place in range(4)] == ["", "5.00", "", "7.00"]
+    assert found.counted == "of 2 of the seeds"
 
 
 def test_the_power_is_half_the_width_of_the_interval():

@@ -56,6 +56,7 @@ class Reproduce:
     def run(self, words: Sequence[str]) -> int:
         """Measure, judge, print the verdicts and write the report."""
         trials = self._trials()
+        self._tell_omitted()
         if self.dry_run:
             return _forecast(trials, self.workers or cores())
         from flatwise import report
@@ -67,6 +68,13 @@ class Reproduce:
         print("\n".join(report.verdict_lines(files)))
         print(f"report: {report.build_claims(self.out, self.figures)}")
         return 1 if failures else 0
+
+    def _tell_omitted(self) -> None:
+        from flatwise.experiments.claims.listed import CLAIMS
+
+        omitted = [claim.name for claim in CLAIMS.values() if self.scale not in claim.scales]
+        if self.all and omitted:
+            print(f"left out, as they have no scale {self.scale!r}: {', '.join(omitted)}")
 
     def _trials(self) -> list[Trial]:
         from flatwise.experiments.claims.carrying import Trial
@@ -85,26 +93,40 @@ class Reproduce:
 
 
 def _forecast(trials: Sequence[Trial], workers: int) -> int:
-    """Say what each claim takes: counted, or going by the first seconds of its first part that is missing."""
-    from flatwise.measurements.cost import duration
+    """Say what each claim takes: counted, or going by a few steps or the first seconds of a part; one that fails says why."""
 
     counted = [trial for trial in trials if trial.scale == "paper" and trial.claim.work is not None]
     if counted:
         from flatwise.experiments.claims.gpu_hours import lines
 
         print("\n".join(lines(counted)))
-    total, known = 0.0, set[Path]()
+    found, known = list[float | None](), set[Path]()
     for trial in (tried := [trial for trial in trials if trial not in counted]):
         missing = [
             unit for unit in trial.units() if not unit.done() and unit.place not in known
         ]  # claims may share them
         known.update(unit.place for unit in missing)
-        seconds = _seconds(missing)
-        total += seconds
-        print(f"{trial.claim.name}: {len(missing)} parts to measure, {duration(seconds)} of work")
+        found.append(_forecast_one(trial.claim.name, missing, workers))
     if tried:
-        print(f"in sum {duration(total)} of work, {duration(total / workers)} on {workers} processes; nothing was kept")
-    return 0
+        print(f"in sum {_long(sum(filter(None, found)), workers)}; nothing was kept")
+    return 1 if None in found else 0
+
+
+def _forecast_one(name: str, missing: Sequence[Unit], workers: int) -> float | None:
+    """Say what the missing parts of a claim take, in seconds; None where they fail, which must not hide what the others cost."""
+    try:
+        seconds = _seconds(missing)
+    except Exception as error:
+        print(f"{name}: {len(missing)} parts to measure, which fail: {error or repr(error)}", flush=True)
+        return None
+    print(f"{name}: {len(missing)} parts to measure, {_long(seconds, workers)}", flush=True)
+    return seconds
+
+
+def _long(seconds: float, workers: int) -> str:
+    from flatwise.measurements.cost import duration
+
+    return f"{duration(seconds)} of work, {duration(seconds / workers)} on {workers} processes"
 
 
 def _seconds(missing: Sequence[Unit]) -> float:

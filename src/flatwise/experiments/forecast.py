@@ -98,6 +98,12 @@ def foreseen(arms: Sequence[Arm], runs: Mapping[str, int]) -> list[Expected]:
     return found
 
 
+def seconds_of(configs: Sequence[TrainConfig]) -> float:
+    """How long some trainings will take, one after the other; nothing is written."""
+    arms = [Arm(f"{place}", "", config) for place, config in enumerate(configs)]
+    return sum(one.seconds for one in foreseen(arms, {arm.name: 1 for arm in arms}))
+
+
 def print_forecast(found: Sequence[Expected], workers: int, console: Console) -> None:
     """Print a table of arms for each section, and the sum over all processes."""
     for section in dict.fromkeys(one.section for one in found):

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -16,9 +14,10 @@ from torch.nn import functional
 
 from flatwise.tasks import build_model, load_data
 from flatwise.tasks.sampling import globally_seeded, permutation
+from flatwise.tasks.text import tinyshakespeare_text
 
-CONTEXT, PIECES, HELD_OUT = 32, 2400, 500
-"""Characters in a piece of text, pieces to train on, pieces to test on."""
+TEXT, CONTEXT, PIECES, HELD_OUT = 200_000, 32, 2400, 500
+"""Characters of the text that are used, and in a piece of it; pieces to train on, pieces to test on."""
 
 IMAGES, TEST_IMAGES = 5000, 2000
 
@@ -86,8 +85,8 @@ def cnn_batchnorm(seed: int) -> Problem:
 
 
 def transformer(seed: int) -> Problem:
-    """Two blocks on the characters of tiny Shakespeare, $FLATWISE_DATA/tinyshakespeare.txt."""
-    text = _text()
+    """Two blocks on the characters of tiny Shakespeare, downloaded if need be."""
+    text = tinyshakespeare_text()[:TEXT]
     letters = {letter: i for i, letter in enumerate(sorted(set(text)))}
     codes = torch.tensor([letters[letter] for letter in text])
     pieces = codes[: len(codes) // (CONTEXT + 1) * (CONTEXT + 1)].view(-1, CONTEXT + 1)
@@ -175,12 +174,3 @@ def _convolution(channels: int, out: int) -> nn.Conv2d:
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     nn.init.zeros_(cast(Tensor, layer.bias))
     return layer
-
-
-def _text() -> str:
-    path = Path(os.environ.get("FLATWISE_DATA", "")) / "tinyshakespeare.txt"
-    if not path.is_file():
-        raise ValueError(
-            "the transformer reads $FLATWISE_DATA/tinyshakespeare.txt, which is not there: leave it out, or get it"
-        )
-    return path.read_text(encoding="utf-8")[:200_000]

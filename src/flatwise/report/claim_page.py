@@ -102,7 +102,7 @@ class Told:
     def table(self) -> str:
         """Each seed's numbers, as CSV."""
         text = io.StringIO()
-        rows = zip(self.found["seeds"], *(c.values for c in self.criteria))
+        rows = ([seed, *(c.at(place) for c in self.criteria)] for place, seed in enumerate(self.found["seeds"]))
         csv.writer(text, lineterminator="\n").writerows([["seed", *(c.name for c in self.criteria)], *rows])
         return text.getvalue()
 
@@ -163,7 +163,7 @@ def _lines(claim: Told) -> list[str]:
 
 
 def _number(c: Judged) -> str:
-    return f"{c.name} {c.mean} ({'; '.join(filter(None, (c.range, f'wanted: {c.wanted}', c.missing)))})"
+    return f"{c.name} {c.mean} ({'; '.join(filter(None, (c.range, f'wanted: {c.wanted}', c.counted)))})"
 
 
 def _write_page(claim: Told) -> None:

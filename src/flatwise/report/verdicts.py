@@ -28,6 +28,7 @@ class Judged:
             or without a bound.
         decisive: whether it decides the claim.
         values: one for each seed.
+        places: of the seeds that gave them, among the complete ones; None: all.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Judged:
     power: float | None
     decisive: bool
     values: Sequence[float]
+    places: Sequence[int] | None = None
 
     @property
     def mean(self) -> str:
@@ -51,15 +53,21 @@ class Judged:
         return "" if low is None or high is None else f"{compact(low)} to {compact(high)}"
 
     @property
-    def missing(self) -> str:
-        """How many seeds gave no number, in words; empty where all did."""
+    def counted(self) -> str:
+        """Of how many seeds it is and how many gave no number, in words; empty where all did."""
         number = self.interval.excluded
-        return f"{number} {'seed' if number == 1 else 'seeds'} without a number" if number else ""
+        own = "" if self.places is None else f"of {len(self.values)} of the seeds"
+        missing = f"{number} {'seed' if number == 1 else 'seeds'} without a number" if number else ""
+        return ", ".join(filter(None, (own, missing)))
 
-    @property
-    def seeds(self) -> list[str]:
-        """The values."""
-        return [compact(value) for value in self.values]
+    def at(self, place: int) -> float | None:
+        """The value of the seed at a place; None where it gave none."""
+        places = range(len(self.values)) if self.places is None else self.places
+        return dict(zip(places, self.values, strict=True)).get(place)
+
+    def shown(self, place: int) -> str:
+        """The same as text."""
+        return "" if (value := self.at(place)) is None else compact(value)
 
     @property
     def distance(self) -> str:
@@ -82,6 +90,7 @@ def judged(criterion: dict[str, Any]) -> Judged:
         power=None if low is None or high is None or not is_bounded else (high - low) / 2,
         decisive=criterion["decisive"],
         values=criterion["values"],
+        places=criterion.get("seeds"),
     )
 
 

@@ -29,7 +29,16 @@ def tinyshakespeare(root: str | None) -> Source:
     Raises:
         ValueError: it is not below `root`, or is nowhere and cannot be downloaded.
     """
-    return corpus("tinyshakespeare", _read(_found(root)))
+    return corpus("tinyshakespeare", tinyshakespeare_text(root))
+
+
+def tinyshakespeare_text(root: str | None = None) -> str:
+    """All of its characters, found as `tinyshakespeare` finds them.
+
+    Raises:
+        ValueError: as there.
+    """
+    return _read(_found(root))
 
 
 def text_file(path: str) -> Source:

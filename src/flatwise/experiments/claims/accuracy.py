@@ -63,8 +63,17 @@ def _start(preset: Values, cell: Values, seed: int, folder: Path, progress: Prog
     """The run to start from, trained now; nothing where the preset has none. Its steps come before all others are told."""
     if "before" not in preset:
         return {}
-    config = TrainConfig.from_dict(preset["before"] | {"model": cell["model"], "seed": seed})
-    return {"pretrained": str(train(config, folder / "before").path)}
+    return {"pretrained": str(train(_before(preset, cell, seed), folder / "before").path)}
+
+
+def _before(preset: Values, cell: Values, seed: int) -> TrainConfig:
+    return TrainConfig.from_dict(preset["before"] | {"model": cell["model"], "seed": seed})
+
+
+def _all_trainings(preset: Values, cell: Values) -> list[TrainConfig]:
+    """Also the one that makes the network to start from."""
+    first = [_before(preset, cell, seed=0)] if "before" in preset else []
+    return first + trainings(preset, cell)
 
 
 def _choosing(preset: Values, cell: Values, alpha: float, seed: int) -> TrainConfig:
@@ -203,6 +212,7 @@ EIGEN_SAM_ACCURACY = Claim(
     scales={"smoke": _SMOKE, "small": _SMALL, "paper": paper_presets.classification()},
     seeds={"smoke": 2, "small": 5, "paper": 5},
     measure=_measure,
+    trainings=_all_trainings,
     judge=_judge,
     work=_work,
 )
@@ -264,6 +274,7 @@ VIT_FINETUNING = Claim(
     scales={"smoke": _VIT_SMOKE, "small": _VIT, "paper": paper_presets.vit()},
     seeds={"smoke": 2, "small": 10, "paper": 5},
     measure=_measure,
+    trainings=_all_trainings,
     judge=_judge,
     work=_work,
 )

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from flatwise.experiments.claims.claim import Claim, Criterion, Heat, Outcome, Values
 from flatwise.experiments.claims.paper_presets import DATASETS
-from flatwise.experiments.claims.trainings import final, logarithm, train_arms
+from flatwise.experiments.claims.trainings import arm_trainings, final, logarithm, train_arms
 
 Number = Callable[[Values], float]
 
@@ -145,5 +145,6 @@ BASE_OPTIMIZERS = Claim(
     },
     seeds={"smoke": 2, "small": 10, "paper": 5},
     measure=train_arms,
+    trainings=arm_trainings,
     judge=judge,
 )

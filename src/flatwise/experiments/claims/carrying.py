@@ -10,7 +10,7 @@ from typing import Any
 from flatwise.experiments.claims.claim import Claim, Outcome, Values
 from flatwise.experiments.claims.units import Unit, carry_out, units_of
 from flatwise.processes import EngineName
-from flatwise.runs import read_mapping, write_json
+from flatwise.runs import RunError, read_mapping, write_json
 
 FILE = "claim.json"
 
@@ -45,10 +45,21 @@ class Trial:
         """Its parts."""
         return units_of(self.claim, self.scale, self.seeds, self.folder, command)
 
+    def check(self) -> None:
+        """Read what is there of it, more seeds than these too.
+
+        Raises:
+            RunError: it holds the numbers of other settings, or is damaged.
+        """
+        for _, units in self._known():
+            for unit in units:
+                unit.done()
+
     def conclude(self, command: str, failures: Mapping[str, str] | None = None) -> Path:
         """Write down what the seeds say that are complete, those of earlier calls too; returns the file.
 
-        It is written without a complete seed as well: then it says that there is none.
+        It is written without a complete seed as well: then it says that there is none. A seed that was once begun or asked
+        for belongs to the sample: without it nothing is decided, also where fewer seeds are asked for later.
 
         Args:
             command: the command line that measures this.
@@ -63,17 +74,28 @@ class Trial:
                 failed["judging"] = repr(error)
         about: Values = {name: getattr(self.claim, name) for name in ("name", "statement", "source", "protocol")}
         about |= {"scale": self.scale, "preset": preset, "seeds": [seed for seed, _ in complete], "command": command}
-        about |= {"asked": max(self.seeds, len(complete)), "failures": failed}
+        about |= {"asked": self._asked(), "failures": failed}
         about |= {"environments": _environments([unit for _, units in complete for unit in units])}
         write_json(self.file, about | asdict(outcome))
         return self.file
 
+    def _asked(self) -> int:
+        """How many seeds this call or an earlier one asked for."""
+        before = read_mapping(self.file).get("asked", 0) if self.file.exists() else 0
+        return max([self.seeds, before, *(seed + 1 for seed, _ in self._known())])
+
     def _complete(self) -> list[tuple[int, list[Unit]]]:
         """The measured parts of each seed that has them all."""
+        return [(seed, units) for seed, units in self._known() if all(unit.done() for unit in units)]
+
+    def _known(self) -> list[tuple[int, list[Unit]]]:
+        """The parts of each seed that was begun."""
         number = len(self.claim.cells(self.claim.preset(self.scale)))
         known = [int(folder.name.removeprefix("seed-")) for folder in self.folder.glob("seed-*") if folder.is_dir()]
-        found = [(seed, [Unit(self.claim, self.scale, c, seed, self.folder) for c in range(number)]) for seed in known]
-        return sorted(((seed, units) for seed, units in found if all(unit.done() for unit in units)), key=_seed)
+        return [
+            (seed, [Unit(self.claim, self.scale, c, seed, self.folder) for c in range(number)])
+            for seed in sorted(known)
+        ]
 
 
 def reproduce(
@@ -85,12 +107,11 @@ def reproduce(
         The files of the claims, and what failed: name and reason.
 
     Raises:
-        RunError: a folder holds the numbers of other settings; nothing is changed then.
+        RunError: folders hold the numbers of other settings; nothing is changed then.
         KeyboardInterrupt: after Ctrl-C; what was measured is kept, and the same call goes on from there.
     """
+    _check(trials)
     units = {unit.place: unit for trial in trials for unit in trial.units(command)}  # claims may share them
-    for unit in units.values():
-        unit.done()
     for trial in trials:  # whatever ends this call, what is there says what is missing
         trial.conclude(command)
     failures = carry_out(list(units.values()), workers, trials[0].out / "log.txt", engine)
@@ -101,8 +122,16 @@ def reproduce(
     return files, failures
 
 
-def _seed(complete: tuple[int, list[Unit]]) -> int:
-    return complete[0]
+def _check(trials: Sequence[Trial]) -> None:
+    """Have all that is wrong with what is there told at once."""
+    complaints: list[str] = []
+    for trial in trials:
+        try:
+            trial.check()
+        except RunError as error:
+            complaints.append(str(error))
+    if complaints:
+        raise RunError("\n".join(dict.fromkeys(complaints)))
 
 
 def _environments(units: Sequence[Unit]) -> list[dict[str, Any]]:

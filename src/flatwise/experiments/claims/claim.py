@@ -11,6 +11,7 @@ from flatwise.processes import Progress
 
 if TYPE_CHECKING:
     from flatwise.experiments.claims.gpu_hours import Work
+    from flatwise.training import TrainConfig
 
 Values: TypeAlias = dict[str, Any]
 """JSON values by name."""
@@ -31,6 +32,7 @@ class Criterion:
         most: it must be at most that; None: no bound.
         decisive: whether it decides the claim, or only accompanies it.
         exact: a count that is the same for every seed: it decides without a spread.
+        seeds: the places of the seeds that gave the values, 0 for the first; None: all.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Criterion:
     most: float | None = None
     decisive: bool = True
     exact: bool = False
+    seeds: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,8 @@ class Claim:
         judge: from the parameters and, for each seed, the measured values of all cells, to the outcome.
         work: from the parameters and a cell to what a seed of it takes; where it is there, a dry run at the scale "paper" says
             this, and tries nothing.
+        trainings: from the parameters and a cell to the settings of the trainings that a part of it is made of: a dry run tells
+            what it takes by a few steps of each. Without them it goes by the first seconds of the part.
     """
 
     name: str
@@ -160,6 +165,7 @@ class Claim:
     judge: Callable[[Values, Sequence[Sequence[Values]]], Outcome]
     experiment: str = ""
     work: Callable[[Values, Values], Work] | None = None
+    trainings: Callable[[Values, Values], Sequence[TrainConfig]] | None = None
     cells: Callable[[Values], Sequence[Values]] = field(default=lambda preset: preset.get("cells", [{}]))
 
     def preset(self, scale: str) -> Values:

@@ -7,7 +7,7 @@ from typing import Any
 
 from flatwise.experiments.claims.claim import Claim, Criterion, Outcome, Values
 from flatwise.experiments.claims.paper_presets import DATASETS
-from flatwise.experiments.claims.trainings import difference, final, logarithm, panel, train_arms
+from flatwise.experiments.claims.trainings import arm_trainings, difference, final, logarithm, panel, train_arms
 
 POOR = 0.3
 """The |cos| below which alignment is called poor: the paper gives no number, this one is ours."""
@@ -84,6 +84,7 @@ _SHARED: dict[str, Any] = {
     "scales": _SCALES,
     "seeds": {"smoke": 2, "small": 5, "paper": 5},
     "measure": train_arms,
+    "trainings": arm_trainings,
     "experiment": "eigen-sam-training",
 }
 

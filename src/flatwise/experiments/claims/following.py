@@ -79,11 +79,11 @@ class Following(ABC):
             batch = self.batches.at(step)
             if step % self.preset["measured"] or step < self.first:
                 self.step(batch)
-            elif (found := self._measured(step, batch)) is not None:
-                self.records.append({"step": step} | found)
-            else:
+                continue
+            if (found := self._measured(step, batch)) is None:
                 break
-            progress(step + 1, steps)
+            self.records.append({"step": step} | found)
+            progress(step + 1, steps)  # told from one measurement to the next, as they take most of the time
         return {name: [record[name] for record in self.records] for name in (self.records or [{}])[0]}
 
     @abstractmethod

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flatwise.experiments.claims.claim import Claim, Criterion, Outcome, Values
-from flatwise.experiments.claims.trainings import difference, final, logarithm, panel, train_arms
+from flatwise.experiments.claims.trainings import arm_trainings, difference, final, logarithm, panel, train_arms
 
 MARGIN = 0.5
 """Points of test accuracy by which one method may be below another and still count as good: ours, no paper gives a number."""
@@ -51,6 +51,7 @@ def _claim(
         source=source,
         protocol=_PROTOCOL + protocol,
         measure=train_arms,
+        trainings=arm_trainings,
         judge=judge,
         **numbers,
     )

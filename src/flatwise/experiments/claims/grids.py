@@ -9,8 +9,9 @@ from statistics import fmean
 from typing import Any
 
 from flatwise.experiments.claims.claim import Claim, Criterion, Heat, Outcome, Values
-from flatwise.experiments.claims.trainings import final, logarithm, train_arms
+from flatwise.experiments.claims.trainings import arm_trainings, final, logarithm, train_arms
 from flatwise.processes import Progress
+from flatwise.training import TrainConfig
 
 Pick = Callable[[Values, Sequence[Values]], tuple[float, float]]
 """From a cell and what other seeds measured in it, to a rho and an alpha."""
@@ -21,9 +22,16 @@ NOWHERE = (math.nan, math.nan)
 
 def measure(preset: Values, cell: Values, seed: int, folder: Path, progress: Progress) -> Values:
     """All trainings of a cell's grid with one seed."""
+    return train_arms(_grid(preset, cell), {}, seed, folder, progress)
+
+
+def _trainings(preset: Values, cell: Values) -> list[TrainConfig]:
+    return arm_trainings(_grid(preset, cell), {})
+
+
+def _grid(preset: Values, cell: Values) -> Values:
     arms = {field(rho, alpha): _arm(preset, rho, alpha) for rho in cell["rhos"] for alpha in cell["alphas"]}
-    shared = preset["shared"] | cell["settings"]
-    return train_arms({"shared": shared, "arms": arms}, {}, seed, folder, progress)
+    return {"shared": preset["shared"] | cell["settings"], "arms": arms}
 
 
 def field(rho: float, alpha: float) -> str:
@@ -212,5 +220,6 @@ RHO_ALPHA_STUDY = Claim(
     },
     seeds={"smoke": 2, "small": 5, "paper": 5},
     measure=measure,
+    trainings=_trainings,
     judge=judge,
 )

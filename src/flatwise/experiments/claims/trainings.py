@@ -23,8 +23,7 @@ def train_arms(preset: Values, cell: Values, seed: int, folder: Path, progress: 
     mean displacement norm of another one. A cell holds settings of its own for all arms.
     """
     found: Values = {}
-    for i, (label, own) in enumerate(preset["arms"].items()):
-        settings = preset["shared"] | cell | own | {"seed": seed}
+    for i, (label, settings) in enumerate(_settings(preset, cell, seed).items()):
         if label in preset.get("norm_of", {}):
             settings["rho"] = found[preset["norm_of"][label]]["summary"]["mean_displacement_norm"]
         run = train(
@@ -32,6 +31,11 @@ def train_arms(preset: Values, cell: Values, seed: int, folder: Path, progress: 
         )
         found[label] = _told(run)
     return found
+
+
+def arm_trainings(preset: Values, cell: Values) -> list[TrainConfig]:
+    """The settings with which `train_arms` trains; those that run at the norm of another, with their own."""
+    return [TrainConfig.from_dict(settings) for settings in _settings(preset, cell, seed=0).values()]
 
 
 def difference(
@@ -85,6 +89,10 @@ def _told(run: Run) -> Values:
         "steps": [probe["step"] for probe in probes],
         "series": {name: [probe.get(name) for probe in probes] for name in names},
     }
+
+
+def _settings(preset: Values, cell: Values, seed: int) -> dict[str, Values]:
+    return {label: preset["shared"] | cell | own | {"seed": seed} for label, own in preset["arms"].items()}
 
 
 def _part(progress: Progress, number: int, of: int) -> Progress:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -73,7 +73,8 @@ class Unit:
         known = read_mapping(self.place)
         if known.get("settings") != _plain(self.settings()):
             raise RunError(
-                f"{self.place} was measured with other settings of {self.claim.name}; choose another folder (--out), or delete it"
+                f"{self.place} was measured with other settings of {self.claim.name} than this flatwise has; choose another "
+                f"folder (--out), or delete {self.folder}"
             )
         return True
 
@@ -91,12 +92,34 @@ class Unit:
         }
 
     def seconds(self, patience: float = 8.0) -> float:
-        """How long it will take, going by the first seconds of it; what they make is thrown away."""
+        """How long it will take on one thread, going by a few steps or the first seconds of it; what they make is thrown away."""
+        with _one_thread():
+            if self.claim.trainings is None:
+                return self._from_beginning(patience)
+            from flatwise.experiments.forecast import seconds_of
+
+            settings = self.settings()
+            return seconds_of(self.claim.trainings(settings["preset"], settings["cell"]))
+
+    def _from_beginning(self, patience: float) -> float:
         settings, watch = self.settings(), _Watch(patience)
         with tempfile.TemporaryDirectory() as folder, suppress(_Enough):
             self.claim.measure(settings["preset"], settings["cell"], self.seed, Path(folder) / "trial", watch)
             return watch.taken
         return watch.forecast
+
+
+@contextmanager
+def _one_thread() -> Generator[None]:
+    """As in the processes that measure."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Enough(Exception):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import flatwise as fw
-from flatwise.report.statistics import mean_interval
+from flatwise.statistics import mean_interval
 from flatwise.tasks import Task, build_model, load_data
 from flatwise.training import TrainConfig, train
 

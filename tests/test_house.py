@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "flatwise"
 GROUND = {"vectors", "objective", "modules"}
-LIBRARY = GROUND | {"methods", "optim", "curvature", "landscape", "theory", "tasks", "runs"}
+LIBRARY = GROUND | {"methods", "optim", "curvature", "landscape", "theory", "tasks", "runs", "statistics"}
 MAY_IMPORT = {
     "vectors": set(),
     "modules": set(),
@@ -21,17 +21,19 @@ MAY_IMPORT = {
     "theory": {"vectors", "objective", "methods"},
     "tasks": set(),
     "runs": set(),
+    "statistics": set(),
     "processes": set(),
     "training": LIBRARY,
     "experiments": LIBRARY | {"training", "processes"},
     "measurements": LIBRARY | {"training", "processes"},
-    "report": {"runs"},
+    "report": {"runs", "statistics"},
     "cli": LIBRARY | {"training", "processes", "experiments", "measurements", "report", "__version__"},
     "__main__": {"cli"},
     "__init__": LIBRARY,
 }
 PACKAGES = {room: {"torch"} for room in GROUND} | {
     "runs": set(),
+    "statistics": set(),
     "processes": {"ray"},
     "tasks": {"torch", "torchvision", "sklearn"},
 }

@@ -5,8 +5,10 @@ import math
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from flatwise import report
 from flatwise.cli.main import main
@@ -262,6 +264,17 @@ def test_arms_are_trained_with_the_same_seed_and_controls_at_the_norm_of_another
     drawn = panel("Loss", [[found]], "train_loss", "loss")
     assert [line.label for line in drawn.lines] == list(arms)
     assert drawn.lines[0].y == found["Eigen-SAM"]["series"]["train_loss"]
+
+
+@pytest.mark.parametrize("log", ["", "y"])
+def test_the_band_of_a_panel_is_the_interval_of_its_mean(log):
+    values = [0.5, 0.7, 1.1]
+    seeds = [[{"SAM": {"steps": [0], "series": {"loss": [value]}}}] for value in values]
+    (line,) = panel("Loss", seeds, "loss", "loss", log).lines
+    there = np.log(values) if log else np.array(values)
+    low, high = stats.t.interval(0.95, 2, there.mean(), stats.sem(there))
+    expected = np.exp([there.mean(), low, high]) if log else [there.mean(), low, high]
+    assert [line.y[0], line.low[0], line.high[0]] == pytest.approx(list(expected))
 
 
 def test_the_estimate_knows_how_long_each_experiment_takes():

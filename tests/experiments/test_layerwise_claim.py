@@ -79,3 +79,26 @@ def test_the_power_law_is_read_off():
     cells = [{"looks": [{"alignments": [0.3 * n**-0.5, 0.1 * n**-0.5]}]} for n in (10, 40, 160)]
     assert aligned(cells[0]["looks"][0]) == pytest.approx(0.2 / math.sqrt(10))
     assert power_law(cells, [10, 40, 160]) == pytest.approx((-0.5, 1.0))
+
+
+def test_what_holds_at_the_end_is_told_for_the_way_there_too():
+    looks = [
+        {
+            "gauss_newton": g,
+            "hessian": 10.0,
+            "blocks": [b, 1.0, 2.0],
+            "alignments": [0.1 + g / 100],
+            "time": t,
+            "loss": 1.0,
+        }
+        | {"chance": [0.1]}
+        for t, (g, b) in enumerate([(1.0, 1.0), (8.0, 4.0), (9.0, 8.0)])
+    ]
+    preset = PRESET | {"cells": [{"samples": 10}, {"samples": 20}]}
+    found = {
+        c.name: c.values[0]
+        for c in CLAIMS["layerwise-jacobian-alignment"].judge(preset, [[{"looks": looks}] * 2]).criteria
+    }
+    assert found["Gauss-Newton to Hessian"] == pytest.approx(0.9)
+    assert found["Gauss-Newton to Hessian, least"] == pytest.approx(0.8)  # the initial weights do not count
+    assert (found["first layer to the others"], found["first layer to the others, least"]) == (2.0, 1.0)

@@ -7,7 +7,7 @@ import torch
 
 from flatwise import vectors as V
 from flatwise.experiments.claims.listed import CLAIMS
-from flatwise.experiments.claims.subspaces import METHODS, Study, fall, measure
+from flatwise.experiments.claims.subspaces import METHODS, TINY_SUBSPACES, Study, fall, measure
 
 PRESET = CLAIMS["tiny-subspaces"].preset("smoke") | {"widths": [3], "tol": 1e-4, "every": 1}
 
@@ -72,3 +72,13 @@ def test_the_fall_is_that_of_the_logarithm_to_the_mean_at_the_end():
     assert fall({"losses": [math.e, 9.0, 9.0, 9.0, 1.0]}) == pytest.approx(1.0)
     losses = [8.0] * 8 + [3.0, 1.0]
     assert fall({"losses": losses}) == pytest.approx(math.log(4))
+
+
+def test_where_whole_updates_do_not_learn_there_is_no_share_of_their_fall():
+    """A loss that rises with all three would else pass for one that falls as before."""
+    rising = {"losses": [1.0, 2.0], "shares": [0.8], "steps": [0, 1]}
+    cell = {"all": rising, "dominant": rising, "bulk": rising}
+    outcome = TINY_SUBSPACES.judge({"cells": [{"method": "SGD"}]}, [[cell]])
+    falls = [c.values[0] for c in outcome.criteria if "fall" in c.name]
+    assert len(falls) == 2
+    assert all(math.isnan(value) for value in falls)

@@ -3,8 +3,8 @@ import math
 import pytest
 
 from flatwise.report.curves import axis_of, curve, wants_log
-from flatwise.report.statistics import mean_interval
 from flatwise.report.study import Arm, Study, Trial
+from flatwise.statistics import mean_interval
 
 
 def trial(seed: int, losses: list[float], status: str = "finished") -> Trial:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from flatwise.report.quantities import TEST_ACCURACY, TOP_EIGENVALUE, compact, plain, ratios, signed, significant
-from flatwise.report.statistics import Interval
+from flatwise.statistics import Interval
 
 
 def interval(mean: float, low: float, high: float) -> Interval:

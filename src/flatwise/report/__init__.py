@@ -7,8 +7,8 @@ from flatwise.report.measurement_page import build_measurements
 from flatwise.report.page import build, build_runs
 from flatwise.report.paper_figures import check_formats
 from flatwise.report.results import write_results
-from flatwise.report.statistics import Interval, mean_interval, paired_difference
 from flatwise.report.tables import Table, print_table, table
+from flatwise.statistics import Interval, mean_interval, paired_difference
 
 __all__ = [
     "Interval",

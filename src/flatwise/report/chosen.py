@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flatwise.report.quantities import MISSING, plain
-from flatwise.report.statistics import mean_interval
 from flatwise.report.study import Record, Study
+from flatwise.statistics import mean_interval
 
 
 @dataclass(frozen=True)

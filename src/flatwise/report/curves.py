@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flatwise.report.statistics import Interval, geometric_interval, mean_interval
 from flatwise.report.study import Arm, Study, Trial, number
+from flatwise.statistics import Interval, geometric_interval, mean_interval
 
 
 @dataclass(frozen=True)

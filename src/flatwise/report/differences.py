@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flatwise.report.quantities import Quantity
-from flatwise.report.statistics import Interval, holm, mean_interval, paired_difference
 from flatwise.report.study import Arm, Study
+from flatwise.statistics import Interval, holm, mean_interval, paired_difference
 
 
 @dataclass(frozen=True)

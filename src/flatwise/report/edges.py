@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flatwise.report.statistics import median
 from flatwise.report.study import Arm, Record, Study, Trial, number
+from flatwise.statistics import median
 
 NEAR = (0.9, 1.1)
 

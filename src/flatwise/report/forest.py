@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flatwise.report.differences import Difference
-from flatwise.report.statistics import median
+from flatwise.statistics import median
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from rich.table import Table as RichTable
 from flatwise.report.measured import Network, read_networks
 from flatwise.report.palette import Style
 from flatwise.report.quantities import MISSING, compact, plain, significant
-from flatwise.report.statistics import mean_interval
 from flatwise.report.study import number
 from flatwise.report.tables import Cell
+from flatwise.statistics import mean_interval
 
 WELL = 0.01
 """A residual, relative to its eigenvalue, that needs no remark: where a search ended early others may be the ones that lack."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from flatwise.report.quantities import compact
-from flatwise.report.statistics import median
 from flatwise.report.study import Arm, Record, Study, number, settings
+from flatwise.statistics import median
 
 ABSENT = "–"
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flatwise.report.statistics import Interval
+from flatwise.statistics import Interval
 
 MINUS = "−"  # the sign that lines up with digits
 MISSING = "–"

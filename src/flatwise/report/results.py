@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flatwise.report.statistics import mean_interval
 from flatwise.report.study import Arm, Trial, number, read
 from flatwise.runs import read_mapping, replacing, write_json
+from flatwise.statistics import mean_interval
 
 
 def write_results(folder: str | Path) -> tuple[Path, Path]:

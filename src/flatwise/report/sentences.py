@@ -8,9 +8,9 @@ from flatwise.report.crowds import crowd_sentences
 from flatwise.report.differences import Difference, differences
 from flatwise.report.edges import EdgeRatio, EdgeResult, edge_results, is_gd_edge
 from flatwise.report.quantities import COMPARED, TEST_ACCURACY, TOP_EIGENVALUE, TRACE, Quantity, p_value, ratios
-from flatwise.report.statistics import Interval, mean_interval
 from flatwise.report.study import Arm, Study
 from flatwise.report.sweep_sentences import sweep_sentences
+from flatwise.statistics import Interval, mean_interval
 
 NAMES = {
     TEST_ACCURACY.key: "test accuracy",

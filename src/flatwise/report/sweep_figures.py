@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from flatwise.report.figures import LABEL_GAP, Figure, Json, base_layout, padded, spread
 from flatwise.report.palette import OTHERS
 from flatwise.report.quantities import TEST_ACCURACY, TOP_EIGENVALUE, Quantity
-from flatwise.report.statistics import Interval, mean_interval
 from flatwise.report.study import Arm, Study
+from flatwise.statistics import Interval, mean_interval
 
 MOST = 8
 """So many lines are drawn: those that reach the highest accuracy."""

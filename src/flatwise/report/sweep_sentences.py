@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from flatwise.report.quantities import TEST_ACCURACY, TOP_EIGENVALUE, Quantity
-from flatwise.report.statistics import Interval, mean_interval
 from flatwise.report.study import Arm, Study
+from flatwise.statistics import Interval, mean_interval
 
 Means = Sequence[tuple[Arm, Interval]]
 

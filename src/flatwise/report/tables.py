@@ -26,8 +26,8 @@ from flatwise.report.quantities import (
     signed,
 )
 from flatwise.report.sentences import summary
-from flatwise.report.statistics import Interval, mean_interval
 from flatwise.report.study import Arm, Study, read
+from flatwise.statistics import Interval, mean_interval
 
 
 @dataclass(frozen=True)

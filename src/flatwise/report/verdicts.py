@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from flatwise.report.quantities import compact
-from flatwise.report.statistics import Interval, mean_interval
+from flatwise.statistics import Interval, mean_interval
 
 Verdict: TypeAlias = Literal["confirmed", "not confirmed", "undecided"]
 

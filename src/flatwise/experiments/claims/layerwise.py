@@ -112,7 +112,7 @@ def power_law(cells: Sequence[Values], sizes: Sequence[int]) -> tuple[float, flo
 
 def _judge(preset: Values, seeds: Sequence[Sequence[Values]]) -> Outcome:
     sizes = [cell["samples"] for cell in preset["cells"]]
-    ends = [cells[-1]["looks"][-1] for cells in seeds]
+    ends, later = [cells[-1]["looks"][-1] for cells in seeds], [cells[-1]["looks"][1:] for cells in seeds]
     laws = [power_law(cells, sizes) for cells in seeds]
     criteria = [
         Criterion(
@@ -127,7 +127,7 @@ def _judge(preset: Values, seeds: Sequence[Sequence[Values]]) -> Outcome:
             "Logarithm to base 2 of the top eigenvalue of its Gauss-Newton block over the largest of the other "
             "layers; at the "
             "end, with the most samples.",
-            [math.log2(end["blocks"][0] / max(end["blocks"][1:])) for end in ends],
+            [_first_layer(end) for end in ends],
             0.0,
         ),
         Criterion(
@@ -141,6 +141,18 @@ def _judge(preset: Values, seeds: Sequence[Sequence[Values]]) -> Outcome:
             "Of the logarithm of the alignment at the end as a straight line over that of the number of samples.",
             [law[1] for law in laws],
             LEAST_R2,
+        ),
+        Criterion(
+            "Gauss-Newton to Hessian, least",
+            "The least ratio of the top eigenvalues after the initial weights, with the most samples.",
+            [min(look["gauss_newton"] / look["hessian"] for look in looks) for looks in later],
+            decisive=False,
+        ),
+        Criterion(
+            "first layer to the others, least",
+            "The least of that logarithm after the initial weights, with the most samples.",
+            [min(_first_layer(look) for look in looks) for looks in later],
+            decisive=False,
         ),
         Criterion("power law, power", "The slope of that line.", [law[0] for law in laws], decisive=False),
         Criterion(
@@ -156,6 +168,10 @@ def _judge(preset: Values, seeds: Sequence[Sequence[Values]]) -> Outcome:
     reached = sum(cell["looks"][-1]["loss"] <= preset["loss"] for cells in seeds for cell in cells)
     note = f"{reached} of {len(seeds) * len(sizes)} trainings ended at the loss; the others at the last step."
     return Outcome(criteria, [_curvatures(seeds), _alignments(seeds), _sizes(seeds, sizes)], [note])
+
+
+def _first_layer(look: Values) -> float:
+    return math.log2(look["blocks"][0] / max(look["blocks"][1:]))
 
 
 def _curvatures(seeds: Sequence[Sequence[Values]]) -> Panel:
@@ -208,7 +224,7 @@ _SMALL: Values = {
 LAYERWISE_JACOBIAN_ALIGNMENT = Claim(
     name="layerwise-jacobian-alignment",
     statement=(
-        "Along the gradient flow the sharpness is that of the Gauss-Newton part, chiefly of the first layer, where "
+        "At the end of the gradient flow the sharpness is that of the Gauss-Newton part, chiefly of the first layer, where "
         "that has most of the weights; singular vectors of consecutive layers' Jacobians become aligned, and their "
         "alignment goes with a power of the number of training samples."
     ),

@@ -132,6 +132,11 @@ def fall(branch: Values) -> float:
     return math.log(losses[0]) - math.log(fmean(end))
 
 
+def _share_of_fall(cell: Values, branch: str) -> float:
+    whole = fall(cell["all"])
+    return fall(cell[branch]) / whole if whole > 0 else math.nan
+
+
 def _judge(preset: Values, seeds: Sequence[Sequence[Values]]) -> Outcome:
     names = [cell["method"] for cell in preset["cells"]]
     of_methods = [(name, [cells[i] for cells in seeds]) for i, name in enumerate(names)]
@@ -141,9 +146,12 @@ def _judge(preset: Values, seeds: Sequence[Sequence[Values]]) -> Outcome:
 
 def _criteria(name: str, cells: Sequence[Values]) -> list[Criterion]:
     """Of one method."""
-    of_fall = "The fall of the logarithm of the training loss after the switch, as a share of that with whole updates."
+    of_fall = (
+        "The fall of the logarithm of the training loss after the switch, as a share of that with whole updates; none where "
+        "these do not lower it."
+    )
     whole = [cell["all"]["shares"] for cell in cells]
-    parts = {branch: [fall(cell[branch]) / fall(cell["all"]) for cell in cells] for branch in BRANCHES}
+    parts = {branch: [_share_of_fall(cell, branch) for cell in cells] for branch in BRANCHES}
     return [
         Criterion(
             f"{name}: in the dominant space",

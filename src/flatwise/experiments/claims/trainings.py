@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean
 
 from flatwise.experiments.claims.claim import Criterion, Line, Panel, Values
 from flatwise.processes import Progress
 from flatwise.runs import Run
+from flatwise.statistics import Interval, geometric_interval, mean_interval
 from flatwise.training import TrainConfig, train
 
 KEPT = ("train_loss", "test_loss", "test_accuracy", "top_eigenvalue", "alignment_displacement", "alignment_gradient")
@@ -63,17 +63,20 @@ def logarithm(name: str) -> Callable[[Values], float]:
 
 
 def panel(title: str, seeds: Sequence[Sequence[Values]], name: str, y: str, log: str = "") -> Panel:
-    """A measurement along the training: means over seeds, and the range of all seeds."""
-    lines = [_line(label, [cells[0][label] for cells in seeds], name) for label in seeds[0][0]]
+    """A measurement along the training: means over seeds with 95 % intervals at each step; geometric ones where `log` has "y"."""
+    average = geometric_interval if "y" in log else mean_interval
+    lines = [_line(label, [cells[0][label] for cells in seeds], name, average) for label in seeds[0][0]]
     return Panel(title, "step", y, [line for line in lines if line.x], log)
 
 
-def _line(label: str, arms: Sequence[Values], name: str) -> Line:
+def _line(label: str, arms: Sequence[Values], name: str, average: Callable[[Sequence[float]], Interval]) -> Line:
     """Over the steps that all seeds have."""
     known = [dict(zip(arm["steps"], arm["series"].get(name, []), strict=False)) for arm in arms]
     steps = [step for step in arms[0]["steps"] if all(_is_number(values.get(step)) for values in known)]
-    columns = [[values[step] for values in known] for step in steps]
-    return Line(label, steps, [fmean(c) for c in columns], [min(c) for c in columns], [max(c) for c in columns])
+    found = [average([values[step] for values in known]) for step in steps]
+    ends = [(one.low, one.high) for one in found if one.low is not None and one.high is not None]
+    low, high = zip(*ends, strict=True) if ends else ((), ())  # with one seed there is no interval
+    return Line(label, steps, [one.mean for one in found], low, high)
 
 
 def _is_number(value: object) -> bool:

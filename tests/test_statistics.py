@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flatwise.report.statistics import geometric_interval, holm, mean_interval, median, paired_difference, t_quantile
+from flatwise.statistics import geometric_interval, holm, mean_interval, median, paired_difference, t_quantile
 
 NAN = math.nan
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from flatwise.curvature import hessian, top_eigenpairs
 from flatwise.experiments.claims.claim import Claim, Criterion, Line, Outcome, Panel, Values
 from flatwise.experiments.claims.records import recorded
+from flatwise.experiments.claims.stages import Stages
 from flatwise.processes import Progress
 from flatwise.tasks import Task
 from flatwise.training import TrainConfig, resolved
@@ -29,14 +31,26 @@ ARMS = (SGD, *(f"{SGD} + {a}" for a in AVERAGES), SAM, *(f"{SAM} + {a}" for a in
 
 def measure(preset: Values, cell: Values, seed: int, folder: Path, progress: Progress) -> Values:
     """Two methods, each with a learning rate that goes to 0 and with one that stays, of which the weights are averaged."""
-    del folder
+    stages = Stages(folder, {"preset": preset, "cell": cell, "seed": seed})
     found: Values = {}
     parts = [(method, averaged) for method in (SGD, SAM) for averaged in (False, True)]
     for i, (method, averaged) in enumerate(parts):
-        run = Averaging(preset, cell, method, averaged, seed)
-        run.train(lambda done, total, i=i: progress(i * 1000 + 1000 * done // total, len(parts) * 1000))
-        found |= run.found()
+        tell = partial(_tell, progress, i, len(parts))
+        make = partial(_trained, preset, cell, method, averaged, seed, tell)
+        found |= stages.keep(f"{method}{'-averaged' if averaged else ''}", make)
     return found
+
+
+def _trained(
+    preset: Values, cell: Values, method: str, averaged: bool, seed: int, tell: Callable[[int, int], object]
+) -> Values:
+    run = Averaging(preset, cell, method, averaged, seed)
+    run.train(tell)
+    return run.found()
+
+
+def _tell(progress: Progress, part: int, parts: int, done: int, total: int) -> None:
+    progress(part * 1000 + 1000 * done // total, parts * 1000)
 
 
 class Averaging:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,11 @@ Values: TypeAlias = dict[str, Any]
 
 Measure: TypeAlias = Callable[[Values, Values, int, Path, Progress], Values]
 """From the parameters, a cell, a seed, a folder to work in and whom to tell about progress, to what was measured."""
+
+
+def plain(values: Values) -> Values:
+    """As JSON gives them back: lists for tuples."""
+    return json.loads(json.dumps(values))
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from flatwise.experiments.claims.claim import Claim, Criterion, Outcome, Panel, Values
 from flatwise.experiments.claims.lines import band
+from flatwise.experiments.claims.stages import Stages
 from flatwise.experiments.free_eigenvector import PLACES, Trial
 from flatwise.experiments.free_eigenvector_networks import PROBLEMS
 from flatwise.experiments.free_eigenvector_table import DEARER, MARGIN
@@ -22,15 +24,19 @@ ROUNDING = 0.005
 
 def measure(preset: Values, cell: Values, seed: int, folder: Path, progress: Progress) -> Values:
     """All arms on one network; SAM of equal norm has the mean displacement norm of the periodic arm, which comes before."""
-    del folder
+    stages = Stages(folder, {"preset": preset, "cell": cell, "seed": seed})
     found, arms = dict[str, Values](), preset["arms"]
     share = 1000 // len(arms)
     for i, arm in enumerate(arms):
         rho = found[PERIODIC]["displacement_norm"] if arm == EQUAL_NORM else None
-        trial = Trial(cell["network"], arm, seed, rho, preset["epochs"])
-        result = trial.run(lambda step, steps, i=i: progress(share * i + share * step // steps, share * len(arms)))
-        found[arm] = asdict(result)
+        trial = partial(Trial, cell["network"], arm, seed, rho, preset["epochs"])
+        tell = partial(_tell, progress, share * i, share * len(arms), share)
+        found[arm] = stages.keep(arm, lambda trial=trial, tell=tell: asdict(trial().run(tell)))
     return found
+
+
+def _tell(progress: Progress, before: int, total: int, share: int, step: int, steps: int) -> None:
+    progress(before + share * step // steps, total)
 
 
 def behind(cell: Values) -> float:

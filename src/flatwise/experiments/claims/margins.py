@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flatwise.experiments.claims.claim import Claim, Criterion, Outcome, Panel, Values
 from flatwise.experiments.claims.lines import band, fit
+from flatwise.experiments.claims.stages import Stages
 from flatwise.methods import PRGD
 from flatwise.optim import SharpnessAware
 from flatwise.processes import Progress
@@ -28,13 +29,13 @@ SLOW, WITHIN, STRAIGHT = -0.5, 0.25, 0.95
 
 def measure(preset: Values, cell: Values, seed: int, folder: Path, progress: Progress) -> Values:
     """The relative distance from the largest margin along gradient descent, normalised gradient descent and PRGD."""
-    del folder
+    stages = Stages(folder, {"preset": preset, "cell": cell, "seed": seed})
     points = DATA[cell["data"]](preset, seed)
     best = largest_margin(points)
     found: Values = {"samples": len(points), "largest_margin": best}
     for i, (name, path) in enumerate(PATHS.items()):
-        tell = partial(_tell, progress, i)
-        found[name] = _errors(points, best, path(points, preset), _looks(name, preset), tell)
+        errors = partial(_errors, points, best, path(points, preset), _looks(name, preset), partial(_tell, progress, i))
+        found[name] = stages.keep(name, errors)
     return found
 
 

@@ -16,6 +16,7 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from flatwise.experiments.claims.claim import Claim, Criterion, Outcome, Panel, Values
 from flatwise.experiments.claims.lines import band, fit
+from flatwise.experiments.claims.stages import Stages
 from flatwise.objective import Objective
 from flatwise.processes import Progress
 from flatwise.tasks import load_data
@@ -35,21 +36,26 @@ RUNS = {"discrete": "SAM", "second": "second-order equation", "third": "third-or
 
 def measure(preset: Values, cell: Values, seed: int, folder: Path, progress: Progress) -> Values:
     """One initialisation: the orders in rho and in the learning rate, then the three processes with many noise paths."""
-    del cell, folder
-    study, lr, rho, steps = _Study(preset, seed), preset["lr"], preset["rho"], preset["steps"]
-    found: Values = {"orders": study.orders_in_rho(), "identity": study.identity()}
+    study, stages = _Study(preset, seed), Stages(folder, {"preset": preset, "cell": cell, "seed": seed})
+    lr, rho, steps = preset["lr"], preset["rho"], preset["steps"]
+    found = stages.keep("orders", lambda: {"orders": study.orders_in_rho(), "identity": study.identity()})
     looks: dict[str, Any] = {"paths": preset["paths"], "seed": seed, "every": steps // preset["looks"]}
 
     def observe(part: int) -> Observe:
         seen = itertools.count()
         return lambda x: progress(part * preset["looks"] + next(seen), 4 * preset["looks"]) or study.observed(x)
 
-    found["discrete"] = _means(discrete(study.ensemble, sam(rho), lr, steps, observe=observe(0), **looks), lr)
-    for part, (name, order) in enumerate((("second", 2), ("third", 3)), 1):
-        equation = sam_sde(study.ensemble, lr, rho, order)
-        found[name] = _means(simulate(equation, steps * lr, observe=observe(part), **looks), lr)
+    def method() -> Paths:
+        return discrete(study.ensemble, sam(rho), lr, steps, observe=observe(0), **looks)
+
+    def equation(part: int, order: int) -> Paths:
+        return simulate(sam_sde(study.ensemble, lr, rho, order), steps * lr, observe=observe(part), **looks)
+
+    found["discrete"] = stages.keep("discrete", lambda: _means(method(), lr))
+    found["second"] = stages.keep("second", lambda: _means(equation(1, 2), lr))
+    found["third"] = stages.keep("third", lambda: _means(equation(2, 3), lr))
     progress(3 * preset["looks"], 4 * preset["looks"])
-    return found | {"order_in_lr": study.order_in_lr()}
+    return found | stages.keep("order-in-lr", lambda: {"order_in_lr": study.order_in_lr()})
 
 
 class _Study:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from flatwise.experiments.claims.claim import Claim, Values
+from flatwise.experiments.claims.claim import Claim, Values, plain
 from flatwise.experiments.claims.durations import SECONDS
 from flatwise.processes import EngineName, Pool
 from flatwise.runs import RunError, read_mapping
@@ -71,7 +70,7 @@ class Unit:
         if not self.place.exists():
             return False
         known = read_mapping(self.place)
-        if known.get("settings") != _plain(self.settings()):
+        if known.get("settings") != plain(self.settings()):
             raise RunError(
                 f"{self.place} was measured with other settings of {self.claim.name} than this flatwise has; choose another "
                 f"folder (--out), or delete {self.folder}"
@@ -88,7 +87,7 @@ class Unit:
             "claim": self.claim.name,
             "place": str(self.place),
             "command": self.command,
-            **_plain(self.settings()),
+            **plain(self.settings()),
         }
 
     def seconds(self, patience: float = 8.0) -> float:
@@ -168,8 +167,3 @@ def carry_out(units: Sequence[Unit], workers: int | None, log: Path, engine: Eng
         number = len(units)
         progress: Callable[[float, int], None] = lambda share, done: show(share, 1.0, f"{done} of {number} parts")
         return Pool(units, SERVER, workers, log, progress, engine).run()
-
-
-def _plain(values: Values) -> Values:
-    """As JSON gives them back: lists for tuples."""
-    return json.loads(json.dumps(values))

@@ -16,6 +16,9 @@ from flatwise.training import TrainConfig
 Pick = Callable[[Values, Sequence[Values]], tuple[float, float]]
 """From a cell and what other seeds measured in it, to a rho and an alpha."""
 
+Number = Callable[[Values], float]
+"""Of an arm."""
+
 _points, _top = final("test_accuracy", 100.0), logarithm("top_eigenvalue")
 NOWHERE = (math.nan, math.nan)
 
@@ -48,41 +51,46 @@ def _arm(preset: Values, rho: float, alpha: float) -> Values:
     )
 
 
-# --- what others have chosen ------------------------------------------------------------------------------------------
+# --- what other seeds have chosen ------------------------------------------------------------------------------------
 
 
 def best_alpha(rho: float) -> Pick:
-    """At this rho the alpha above 0 with the best mean accuracy of the other seeds."""
-    return lambda cell, others: _best(others, [(rho, alpha) for alpha in cell["alphas"] if alpha])
+    """At this rho the alpha above 0 with the best mean accuracy of the seeds that choose."""
+    return lambda cell, chosen_by: _best(chosen_by, [(rho, alpha) for alpha in cell["alphas"] if alpha])
 
 
-def best_eigen_sam(cell: Values, others: Sequence[Values]) -> tuple[float, float]:
-    """Of all fields with alpha above 0 the one with the best mean accuracy of the other seeds."""
-    return _best(others, [(rho, alpha) for rho in cell["rhos"] for alpha in cell["alphas"] if alpha])
+def best_eigen_sam(cell: Values, chosen_by: Sequence[Values]) -> tuple[float, float]:
+    """Of all fields with alpha above 0 the one with the best mean accuracy of the seeds that choose."""
+    return _best(chosen_by, [(rho, alpha) for rho in cell["rhos"] for alpha in cell["alphas"] if alpha])
 
 
-def best_sam(cell: Values, others: Sequence[Values]) -> tuple[float, float]:
+def best_sam(cell: Values, chosen_by: Sequence[Values]) -> tuple[float, float]:
     """The same of the fields with alpha 0."""
-    return _best(others, [(rho, 0.0) for rho in cell["rhos"]])
+    return _best(chosen_by, [(rho, 0.0) for rho in cell["rhos"]])
 
 
-def _best(others: Sequence[Values], fields: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """A field in which a training of another seed diverged is not chosen; without other seeds there is no choice."""
-    means = {place: fmean(_points(one[field(*place)]) for one in others) for place in fields} if others else {}
+def _sam(rho: float) -> Pick:
+    return lambda cell, chosen_by: (rho, 0.0)
+
+
+def _best(chosen_by: Sequence[Values], fields: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """A field in which a training of these seeds diverged is not chosen."""
+    means = {place: fmean(_points(one[field(*place)]) for one in chosen_by) for place in fields}
     finite = {place: mean for place, mean in means.items() if math.isfinite(mean)}
     return max(finite, key=lambda place: finite[place]) if finite else NOWHERE
 
 
-def gain(
-    cell: Values, found: Sequence[Values], seed: int, what: Callable[[Values], float], one: Pick, other: Pick
-) -> float:
-    """`what` of one choice less that of the other with a seed, both chosen by all other seeds. NaN where there is no choice."""
-    others = [values for i, values in enumerate(found) if i != seed]
-    places = [pick(cell, others) for pick in (one, other)]
+def gains(cell: Values, found: Sequence[Values], what: Number, one: Pick, other: Pick) -> list[float]:
+    """`what` of one choice less that of the other, on every other seed, both chosen by the seeds between them.
+
+    Were each seed judged by the choice of all the others, the numbers of the seeds would hang together, and their interval be
+    too narrow. NaN where there is no choice.
+    """
+    places = [pick(cell, found[::2]) for pick in (one, other)]
     if NOWHERE in places:
-        return math.nan
-    here, there = (what(found[seed][field(*place)]) for place in places)
-    return here - there
+        return [math.nan] * len(found[1::2])
+    here, there = (field(*place) for place in places)
+    return [what(arms[here]) - what(arms[there]) for arms in found[1::2]]
 
 
 # --- the verdict ------------------------------------------------------------------------------------------------------
@@ -100,38 +108,47 @@ def judge(preset: Values, seeds: Sequence[Sequence[Values]]) -> Outcome:
 
 
 def _criteria(label: str, found: Sequence[tuple[Values, Sequence[Values]]], *, decisive: bool) -> list[Criterion]:
-    over = range(len(found[0][1]))
+    judged = list(range(1, len(found[0][1]), 2))
+
+    def criterion(
+        name: str,
+        meaning: str,
+        values: Sequence[Sequence[float]],
+        least: float | None = None,
+        most: float | None = None,
+    ) -> Criterion:
+        return Criterion(f"{label}{name}", meaning, _means_of_seeds(values), least, most, decisive, seeds=judged)
+
     return [
-        Criterion(
-            f"{label}points at the same rho",
-            "Test accuracy less SAM's, in points, in the mean over the grid's rhos; alpha chosen for each by the other seeds.",
-            [fmean(_same_rho(cell, own, seed, _points) for cell, own in found) for seed in over],
+        criterion(
+            "points at the same rho",
+            "Test accuracy less SAM's, in points, in the mean over the grid's rhos; alpha chosen for each on seeds 0, 2 ...",
+            [_same_rho(cell, own, _points) for cell, own in found],
             least=0.0,
-            decisive=decisive,
         ),
-        Criterion(
-            f"{label}points at the best fields",
-            "Test accuracy less SAM's, in points; rho and alpha, and SAM's rho, chosen by the other seeds.",
-            [fmean(gain(cell, own, seed, _points, best_eigen_sam, best_sam) for cell, own in found) for seed in over],
+        criterion(
+            "points at the best fields",
+            "Test accuracy less SAM's, in points; rho and alpha, and SAM's rho, chosen on seeds 0, 2 ...",
+            [gains(cell, own, _points, best_eigen_sam, best_sam) for cell, own in found],
             least=0.0,
-            decisive=decisive,
         ),
-        Criterion(
-            f"{label}top eigenvalue at the same rho",
+        criterion(
+            "top eigenvalue at the same rho",
             "Logarithm to base 2 of the ratio to SAM's at the end, in the mean over the grid's rhos; alpha as above.",
-            [fmean(_same_rho(cell, own, seed, _top) for cell, own in found) for seed in over],
+            [_same_rho(cell, own, _top) for cell, own in found],
             most=0.0,
-            decisive=decisive,
         ),
     ]
 
 
-def _same_rho(cell: Values, found: Sequence[Values], seed: int, what: Callable[[Values], float]) -> float:
-    return fmean(gain(cell, found, seed, what, best_alpha(rho), _sam(rho)) for rho in cell["rhos"])
+def _same_rho(cell: Values, found: Sequence[Values], what: Number) -> list[float]:
+    """For each judged seed the mean over rhos."""
+    by_rho = [gains(cell, found, what, best_alpha(rho), _sam(rho)) for rho in cell["rhos"]]
+    return _means_of_seeds(by_rho)
 
 
-def _sam(rho: float) -> Pick:
-    return lambda cell, others: (rho, 0.0)
+def _means_of_seeds(values: Sequence[Sequence[float]]) -> list[float]:
+    return [fmean(of_seed) for of_seed in zip(*values, strict=True)]
 
 
 def _heats(cell: Values, found: Sequence[Values]) -> list[Heat]:
@@ -184,16 +201,17 @@ RHO_ALPHA_STUDY = Claim(
     source="ours: arXiv 2501.12666 has tables on its sensitivity to rho and alpha in the appendix, which were not recovered",
     protocol=(
         "Every field of a grid is trained with every seed; alpha 0 is SAM. Whoever takes the best of a grid finds it "
-        "better than it is, so that what is compared with a seed is chosen by the mean test accuracy of all other seeds: "
-        "the alpha above 0 at each rho, the best field with alpha above 0, SAM's best rho. So the numbers of the seeds "
-        "are not quite independent, and their intervals approximate. Numbers that decide are means over the cells, each "
-        "of one network on one data set. Small: digits (1,000 for training, 40 % of them with random labels; fully "
-        "connected ReLU networks of depth 2 and 4, batch 64, 40 epochs, learning rate 0.05 on a cosine) and 2,000 images "
-        "of Fashion-MNIST (cnn6, batch 128, 6 epochs). The eigenvector is refreshed every 10 steps with 5 products: small"
-        " trainings are short, and the paper's 100 would leave few refreshes. Top eigenvalues are of the Hessian of fixed"
-        " training samples in evaluation mode, at the end. Grids, networks and data were chosen by us beforehand; a pilot"
-        " on a seed that is not judged was used for the time alone. Paper: CIFAR-10 and CIFAR-100, ResNet-18 and "
-        "ResNet-50."
+        "better than it is, so that the mean test accuracy of one half of the seeds (0, 2 ...) chooses, and the other "
+        "half is judged: the alpha above 0 at each rho, the best field with alpha above 0, SAM's best rho. Numbers that "
+        "decide are means over the cells, each of one network on one data set. Small: digits (1,000 for training, 40 % of"
+        " them with random labels; fully connected ReLU networks of depth 2 and 4, batch 64, 40 epochs, learning rate "
+        "0.05 on a cosine) and 2,000 images of Fashion-MNIST (cnn6, batch 128, 6 epochs). The eigenvector is refreshed "
+        "every 10 steps with 5 products: small trainings are short, and the paper's 100 would leave few refreshes. Top "
+        "eigenvalues are of the Hessian of fixed training samples in evaluation mode, at the end. Grids, networks and "
+        "data were chosen by us beforehand; a pilot on a seed that is not judged was used for the time alone. At first "
+        "each seed was to be judged by what all others choose; that hangs seeds together (of equal fields one is found "
+        "better or worse in 9 to 15 % of simulated cases, not 5), and was given up after five seeds had been looked at. "
+        "Paper: CIFAR-10 and CIFAR-100, ResNet-18 and ResNet-50."
     ),
     scales={
         "smoke": _SMALL
@@ -219,7 +237,7 @@ RHO_ALPHA_STUDY = Claim(
             ],
         },
     },
-    seeds={"smoke": 2, "small": 5, "paper": 5},
+    seeds={"smoke": 4, "small": 10, "paper": 6},
     measure=measure,
     trainings=_trainings,
     judge=judge,

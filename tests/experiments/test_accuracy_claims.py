@@ -65,7 +65,7 @@ def test_the_operations_of_a_pass_are_those_known(model, data, giga):
 def test_hours_follow_from_evaluations_and_operations():
     preset = TABLE.preset("paper")
     cell = next(cell for cell in preset["cells"] if (cell["data"], cell["model"]) == ("cifar10", "resnet18"))
-    work = TABLE.work(preset, cell)
+    work = gpu_hours.work(TABLE.trainings(preset, cell))
     # 200 epochs of 196 steps; SGD one gradient, SAM two, Eigen-SAM two and 5 of every 100; three times on 176 steps an epoch.
     epoch, eigen = 196, 2.05
     assert work.evaluations == pytest.approx(200 * (epoch * (1 + 2 + eigen + 2) + 3 * 176 * eigen))
@@ -84,6 +84,17 @@ def test_a_dry_run_at_the_papers_scale_counts_and_reads_no_data(capsys, monkeypa
     assert "for 2 seeds" in head
     assert len(cells) == 12
     assert all("GFLOP" in line and "gradient evaluations" in line and line.endswith("GPU hours") for line in cells)
+
+
+def test_trainings_that_claims_share_are_counted_once_and_cells_alike_together(capsys):
+    names = ["alignment-is-poor", "top-eigenvalue", "base-optimizers", "rho-alpha-study"]
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", *names, "--scale", "paper", "--dry-run"])
+    assert not ended.value.code
+    said = capsys.readouterr().out.splitlines()
+    assert "top-eigenvalue: the trainings of alignment-is-poor" in said
+    assert [line.split(":")[0] for line in said if not line.startswith(" ")] == names
+    assert any(line.startswith("  6 cells like resnet18 on cifar10: 3.33 GFLOP") for line in said)
 
 
 def test_alpha_is_the_best_on_held_out_samples_and_all_arms_use_it(tmp_path):

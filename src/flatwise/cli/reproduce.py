@@ -95,7 +95,7 @@ class Reproduce:
 def _forecast(trials: Sequence[Trial], workers: int) -> int:
     """Say what each claim takes: counted, or going by a few steps or the first seconds of a part; one that fails says why."""
 
-    counted = [trial for trial in trials if trial.scale == "paper" and trial.claim.work is not None]
+    counted = [trial for trial in trials if trial.scale == "paper" and trial.claim.trainings is not None]
     if counted:
         from flatwise.experiments.claims.gpu_hours import lines
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from flatwise.experiments.claims import gpu_hours, paper_presets
+from flatwise.experiments.claims import paper_presets
 from flatwise.experiments.claims.claim import Claim, Criterion, Heat, Outcome, Values
-from flatwise.experiments.claims.gpu_hours import Work
 from flatwise.experiments.claims.trainings import train_arms
 from flatwise.processes import Progress
 from flatwise.training import TrainConfig, train
@@ -97,11 +96,6 @@ def _chosen(preset: Values, cell: Values, seed: int, folder: Path, progress: Pro
 
 def _one_of(progress: Progress, number: int, of: int) -> Progress:
     return lambda step, total: progress(number * total + step, of * total)
-
-
-def _work(preset: Values, cell: Values) -> Work:
-    """What a cell takes at the paper's size."""
-    return gpu_hours.work(_named(cell), trainings(preset, cell))
 
 
 def _points(arm: Values) -> float:
@@ -214,7 +208,6 @@ EIGEN_SAM_ACCURACY = Claim(
     measure=_measure,
     trainings=_all_trainings,
     judge=_judge,
-    work=_work,
 )
 
 # --- a vision transformer ---------------------------------------------------------------------------------------------
@@ -276,5 +269,4 @@ VIT_FINETUNING = Claim(
     measure=_measure,
     trainings=_all_trainings,
     judge=_judge,
-    work=_work,
 )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from flatwise.processes import Progress
 
 if TYPE_CHECKING:
-    from flatwise.experiments.claims.gpu_hours import Work
     from flatwise.training import TrainConfig
 
 Values: TypeAlias = dict[str, Any]
@@ -155,10 +154,9 @@ class Claim:
             "cells", or a single part.
         measure: does the work of a cell with a seed.
         judge: from the parameters and, for each seed, the measured values of all cells, to the outcome.
-        work: from the parameters and a cell to what a seed of it takes; where it is there, a dry run at the scale "paper" says
-            this, and tries nothing.
         trainings: from the parameters and a cell to the settings of the trainings that a part of it is made of: a dry run tells
-            what it takes by a few steps of each. Without them it goes by the first seconds of the part.
+            what it takes by a few steps of each, and at the scale "paper" counts and tries nothing. Without them it goes by the
+            first seconds of the part.
     """
 
     name: str
@@ -170,7 +168,6 @@ class Claim:
     measure: Measure
     judge: Callable[[Values, Sequence[Sequence[Values]]], Outcome]
     experiment: str = ""
-    work: Callable[[Values, Values], Work] | None = None
     trainings: Callable[[Values, Values], Sequence[TrainConfig]] | None = None
     cells: Callable[[Values], Sequence[Values]] = field(default=lambda preset: preset.get("cells", [{}]))
 

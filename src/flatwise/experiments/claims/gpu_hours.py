@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,30 +53,41 @@ class Work:
     def __str__(self) -> str:
         return (
             f"{self.name}: {self.pass_flops / 1e9:.2f} GFLOP forward and backward a sample, {self.evaluations / 1e6:.2f} million "
-            f"gradient evaluations a seed on {self.passes / 1e6:.0f} million samples, {self.hours:.1f} GPU hours"
+            f"gradient evaluations a seed on {self.passes / 1e6:.0f} million samples, {_shown(self.hours)} GPU hours"
         )
 
 
 def lines(trials: Sequence[Trial]) -> list[str]:
-    """What claims at the paper's size take: a line for each cell, and a sum for each claim."""
-    return [line for trial in trials for line in _lines(trial)]
+    """What claims at the paper's size take: a line for each kind of cell, and a sum for each claim; shared trainings once."""
+    counted: dict[Path, str] = {}
+    found: list[str] = []
+    for trial in trials:
+        first = counted.setdefault(trial.folder, trial.claim.name)
+        found += _lines(trial) if first == trial.claim.name else [f"{trial.claim.name}: the trainings of {first}"]
+    return found
 
 
 def _lines(trial: Trial) -> list[str]:
     claim, preset = trial.claim, trial.claim.preset(trial.scale)
-    if claim.work is None:
+    if claim.trainings is None:
         return []
-    parts = [claim.work(preset, cell) for cell in claim.cells(preset)]
+    parts = [work(claim.trainings(preset, cell)) for cell in claim.cells(preset)]
     hours = sum(part.hours for part in parts)
-    total = f"in sum {hours:,.0f} GPU hours a seed, {hours * trial.seeds:,.0f} for {trial.seeds} seeds, on {ASSUMED}"
-    return [f"{claim.name}: {total}; measurements left out, nothing was trained", *(f"  {part}" for part in parts)]
+    total = f"in sum {_shown(hours)} GPU hours a seed, {_shown(hours * trial.seeds)} for {trial.seeds} seeds, on {ASSUMED}"
+    alike = Counter(map(str, parts)).items()
+    cells = [f"  {part}" if number == 1 else f"  {number} cells like {part}" for part, number in alike]
+    return [f"{claim.name}: {total}; measurements left out, nothing was trained", *cells]
 
 
-def work(name: str, configs: Sequence[TrainConfig]) -> Work:
+def work(configs: Sequence[TrainConfig]) -> Work:
     """What some trainings of one model on one data set take. Nothing is read and nothing computed: only shapes are followed."""
-    counted = [_evaluations(config) for config in configs]
+    counted, model, data = [_evaluations(config) for config in configs], configs[0].model, configs[0].data
     passes = sum(number * samples for number, samples in counted)
-    return Work(name, pass_flops(configs[0].model, configs[0].data), sum(number for number, _ in counted), passes)
+    return Work(f"{model} on {data}", pass_flops(model, data), sum(number for number, _ in counted), passes)
+
+
+def _shown(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"
 
 
 @cache
@@ -92,7 +105,7 @@ def pass_flops(model: str, data: str) -> float:
 def _evaluations(config: TrainConfig) -> tuple[float, float]:
     """How many gradients a training asks for (one a step where it is not known), and of how many samples in the mean."""
     config = resolved(config)
-    samples = round(DATASETS[config.data].train * (1 - config.validation))
+    samples = round((config.subset or DATASETS[config.data].train) * (1 - config.validation))
     per_epoch = math.ceil(samples / config.batch_size)
     steps = config.steps or (config.epochs or 0) * per_epoch
     return evaluations_in(config, steps) or steps, samples / per_epoch

@@ -3,6 +3,7 @@
 import builtins
 import re
 import sys
+from itertools import pairwise
 
 import matplotlib as mpl
 import numpy as np
@@ -12,7 +13,7 @@ from report.test_claim_page import HEAT, LINE, PANEL, left
 
 from flatwise.report import build, build_claims, check_formats, tell
 from flatwise.report.figures import Figure
-from flatwise.report.paper_figures import canvas_of, draw
+from flatwise.report.paper_figures import STYLE, canvas_of, draw
 
 
 def axes_of(tmp_path, *panels):
@@ -44,6 +45,23 @@ def test_fields_of_a_heat_map_hold_their_numbers(tmp_path):
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "0.2", "0.5"]
     low, high = image.get_clim()
     assert (low + high) / 2 == HEAT["middle"]
+
+
+def test_long_labels_leave_a_heat_map_its_room(tmp_path):
+    """Fields as narrow as their numbers cannot be read."""
+    rows = [f"wrn-10-1 on fashion-mnist, {n} images" for n in (300, 500, 1000)]
+    columns = ["SGD", "SAM", "Eigen-SAM", "SAM at equal norm"]
+    heat = HEAT | {"rows": rows, "columns": columns, "values": [[-1.25] * 4] * 3}
+    with mpl.rc_context(STYLE):
+        canvas = canvas_of(tell(left(tmp_path, panels=[heat])).figures)
+        canvas.draw_without_rendering()
+    (axes,) = (axes for axes in canvas.axes if axes.get_title())
+    field = axes.get_window_extent().width / 4
+    widest = max(text.get_window_extent().width for text in axes.texts)
+    assert field > 2 * widest
+    names = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert all(a.x1 < b.x0 for a, b in pairwise(names))
+    assert all(label.get_text().count("\n") == 1 for label in axes.get_yticklabels())
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ HEIGHT, LINE = 2.2, 0.16
 TITLE = 30
 """Letters in a line of a title, which must not be wider than its panel."""
 
-LETTERS = 24
-"""Of all labels below a heat map that stand side by side; more are turned."""
+LETTERS, SIDE = 10.5, 20
+"""Letters to an inch of a heat map's width that its labels below may have, or else are turned; in a line of those beside it."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -103,10 +103,11 @@ def canvas_of(figures: Sequence[Figure]) -> Canvas:
 
     columns = _columns(len(figures))
     rows = math.ceil(len(figures) / columns)
-    canvas = Canvas(figsize=(COLUMN if columns == 1 else PAGE, HEIGHT * rows), layout="constrained")
+    width = COLUMN if columns == 1 and not _has_long_labels(figures[0]) else PAGE
+    canvas = Canvas(figsize=(width, HEIGHT * rows), layout="constrained")
     panels = canvas.subplots(rows, columns, squeeze=False).flatten()
     for axes, figure in zip(panels, figures):
-        _panel(axes, figure)
+        _panel(axes, figure, width / columns)
     for axes in panels[len(figures) :]:
         axes.remove()
     _legend(canvas, panels[: len(figures)])
@@ -118,13 +119,19 @@ def _columns(panels: int) -> int:
     return panels if panels < 4 else 2 if panels == 4 else 3
 
 
-def _panel(axes: Axes, figure: Figure) -> None:
-    """One figure of the page in one set of axes."""
+def _has_long_labels(figure: Figure) -> bool:
+    """Whether a heat map would be squeezed to nothing in a column by the labels beside it."""
+    labels = [str(label) for trace in figure.data if trace.get("type") == "heatmap" for label in trace["y"]]
+    return max(map(len, labels), default=0) > SIDE
+
+
+def _panel(axes: Axes, figure: Figure, width: float) -> None:
+    """One figure of the page in one set of axes, which have so many inches with all that is around them."""
     axes.set_title(fill(figure.title, TITLE))
     traces = _seen(figure)
     for place, trace in enumerate(traces):
         if trace.get("type") == "heatmap":
-            _heat(axes, trace)
+            _heat(axes, trace, width)
         elif trace.get("fill") == "tonexty":
             _band(axes, traces[place - 1], trace)
         else:
@@ -155,7 +162,7 @@ def _band(axes: Axes, lower: Json, upper: Json) -> None:
     axes.fill_between(lower["x"], _gaps(lower["y"]), _gaps(upper["y"]), color=color, alpha=share, linewidth=0)
 
 
-def _heat(axes: Axes, trace: Json) -> None:
+def _heat(axes: Axes, trace: Json, width: float) -> None:
     from matplotlib.colors import CenteredNorm, LinearSegmentedColormap
 
     middle = trace.get("zmid")
@@ -163,10 +170,11 @@ def _heat(axes: Axes, trace: Json) -> None:
     norm = None if middle is None else CenteredNorm(middle)
     values = [_gaps(row) for row in trace["z"]]
     image = axes.imshow(values, origin="lower", aspect="auto", cmap=colors, norm=norm)
+    beside = [fill(str(label), SIDE) for label in trace["y"]]
     axes.set_xticks(range(len(trace["x"])), trace["x"])
-    if sum(map(len, trace["x"])) > LETTERS:
+    if sum(map(len, trace["x"])) > LETTERS * width:
         axes.tick_params("x", rotation=90)
-    axes.set_yticks(range(len(trace["y"])), trace["y"])
+    axes.set_yticks(range(len(beside)), beside)
     axes.figure.colorbar(image, ax=axes, label=plain(trace["colorbar"]["title"]["text"]))
     for row, entries in enumerate(values):
         for column, value in enumerate(entries):

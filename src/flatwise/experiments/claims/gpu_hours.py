@@ -73,7 +73,9 @@ def _lines(trial: Trial) -> list[str]:
         return []
     parts = [work(claim.trainings(preset, cell)) for cell in claim.cells(preset)]
     hours = sum(part.hours for part in parts)
-    total = f"in sum {_shown(hours)} GPU hours a seed, {_shown(hours * trial.seeds)} for {trial.seeds} seeds, on {ASSUMED}"
+    total = (
+        f"in sum {_shown(hours)} GPU hours a seed, {_shown(hours * trial.seeds)} for {trial.seeds} seeds, on {ASSUMED}"
+    )
     alike = Counter(map(str, parts)).items()
     cells = [f"  {part}" if number == 1 else f"  {number} cells like {part}" for part, number in alike]
     return [f"{claim.name}: {total}; measurements left out, nothing was trained", *cells]

@@ -107,6 +107,18 @@ def test_a_number_of_some_seeds_stands_in_their_rows(tmp_path):
     ]
 
 
+def test_what_decides_stands_before_the_figures_and_what_does_not_behind_them(tmp_path):
+    beside = CRITERION | {"name": "only beside", "decisive": False}
+    build_claims(left(tmp_path, criteria=[beside, CRITERION]).parents[2])
+    page = (tmp_path / "example" / "small" / "report.html").read_text()
+    places = [
+        page.index(text)
+        for text in ('id="numbers"', ">number, one<", 'id="figures-section"', 'id="beside"', ">only beside<")
+    ]
+    assert places == sorted(places)
+    assert "wanted: at least 0" in page[places[-1] :]
+
+
 def test_markup_in_a_claim_stays_text(tmp_path):
     file = left(tmp_path)
     build_claims(tmp_path)

@@ -11,11 +11,11 @@ import pytest
 from nbclient import NotebookClient
 
 from flatwise.training import TrainConfig, train
-from flatwise.training.progress import LogLine, line
+from flatwise.training.progress import LogLine, duration, line
 
 LINE = """
 import time
-from flatwise.training.progress import line
+from flatwise.training.progress import duration, line
 with line() as show:
     show(1, 4, "training")
     time.sleep(0.5)
@@ -113,3 +113,18 @@ def test_a_log_that_cannot_be_written_ends_no_work(monkeypatch):
         with line() as show:
             show(1, 4, "training")
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.047, "0.047 s"),
+        (3.04, "3 s"),
+        (104.0, "100 s"),
+        (125.0, "2.1 min"),
+        (3600 * 2 - 1, "120 min"),
+        (3600 * 26.4, "26 h"),
+    ],
+)
+def test_a_duration_has_two_digits_and_no_exponent(seconds, said):
+    assert duration(seconds) == f"about {said}"

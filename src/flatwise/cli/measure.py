@@ -113,7 +113,8 @@ def _show(units: Sequence[Unit], failures: dict[str, str], page: Path, command: 
 
 def _forecast(todo: Sequence[Unit], number: int, workers: int | None) -> int:
     """Say what each target takes, going by its first network, and what all take together."""
-    from flatwise.measurements.cost import duration, expense
+    from flatwise.measurements.cost import expense
+    from flatwise.training.progress import duration
 
     groups: dict[Path, list[Unit]] = {}
     for unit in todo:

@@ -124,7 +124,7 @@ def _forecast_one(name: str, missing: Sequence[Unit], workers: int) -> float | N
 
 
 def _long(seconds: float, workers: int) -> str:
-    from flatwise.measurements.cost import duration
+    from flatwise.training.progress import duration
 
     return f"{duration(seconds)} of work, {duration(seconds / workers)} on {workers} processes"
 

@@ -21,6 +21,7 @@ from flatwise.training import TrainConfig, resolved
 from flatwise.training.batches import Batches
 from flatwise.training.loop import load_task, surroundings
 from flatwise.training.probes import Probe, objective_of
+from flatwise.training.progress import duration
 from flatwise.training.schedule import Schedule
 from flatwise.training.setup import affordable, build_loss, build_method, build_network, build_optimizer, evaluations_in
 from flatwise.training.stepping import Stepping
@@ -112,8 +113,8 @@ def print_forecast(found: Sequence[Expected], workers: int, console: Console) ->
     evaluations = sum(one.runs * one.evaluations for one in found)
     processes = max(1, min(workers, runs))
     console.print(
-        f"in sum: {runs:,} runs, about {evaluations:,} evaluations and {_duration(seconds)} of work, "
-        f"{_duration(seconds / processes)} on {processes} {'process' if processes == 1 else 'processes'}; nothing was trained",
+        f"in sum: {runs:,} runs, about {evaluations:,} evaluations and {duration(seconds)} of work, "
+        f"{duration(seconds / processes)} on {processes} {'process' if processes == 1 else 'processes'}; nothing was trained",
         highlight=False,
     )
 
@@ -213,11 +214,3 @@ def _task(config: TrainConfig) -> Task:
 
 
 _loaded = lru_cache(maxsize=2)(load_task)
-
-
-def _duration(seconds: float) -> str:
-    """Seconds, minutes or hours, with two digits."""
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.2g} {unit}"
-    return f"{seconds:.2g} s"

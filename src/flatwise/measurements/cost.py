@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flatwise.measurements.plan import Plan
 from flatwise.measurements.quantities import expected_products, held_vectors
 from flatwise.measurements.subject import Subject
+from flatwise.training.progress import duration
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,6 @@ def expense(subject: Subject, plan: Plan) -> Expense:
         memory=forecast.memory(cut) + held_vectors(plan) * forecast.vector,
         micro_batch=cut,
     )
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, with two digits."""
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"about {seconds / length:.2g} {unit}"
-    return f"about {seconds:.2g} s"
 
 
 def amount(number: float) -> str:

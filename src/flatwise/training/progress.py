@@ -21,6 +21,14 @@ Show = Callable[[float, float, str], None]
 """Called with how much is done, how much there is to do, and what is being done."""
 
 
+def duration(seconds: float) -> str:
+    """About how long, in seconds, minutes or hours, with two digits."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"about {float(f'{seconds / length:.2g}'):g} {unit}"
+    return f"about {float(f'{seconds:.2g}'):g} s"
+
+
 @contextmanager
 def line() -> Generator[Show]:
     """Give a function that redraws the line; into a file a new one is written every minute."""

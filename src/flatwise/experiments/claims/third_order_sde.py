@@ -34,6 +34,10 @@ PANELS = {
 RUNS = {"discrete": "SAM", "second": "second-order equation", "third": "third-order equation"}
 
 
+SHARES = (3, 4, 6, 5)
+"""Of the discrete method, the two equations and the order in the learning rate in the time, roughly."""
+
+
 def measure(preset: Values, cell: Values, seed: int, folder: Path, progress: Progress) -> Values:
     """One initialisation: the orders in rho and in the learning rate, then the three processes with many noise paths."""
     study, stages = _Study(preset, seed), Stages(folder, {"preset": preset, "cell": cell, "seed": seed})
@@ -42,8 +46,10 @@ def measure(preset: Values, cell: Values, seed: int, folder: Path, progress: Pro
     looks: dict[str, Any] = {"paths": preset["paths"], "seed": seed, "every": steps // preset["looks"]}
 
     def observe(part: int) -> Observe:
-        seen = itertools.count()
-        return lambda x: progress(part * preset["looks"] + next(seen), 4 * preset["looks"]) or study.observed(x)
+        seen, before = itertools.count(), sum(SHARES[:part]) * preset["looks"]
+        return lambda x: (
+            progress(before + SHARES[part] * next(seen), sum(SHARES) * preset["looks"]) or study.observed(x)
+        )
 
     def method() -> Paths:
         return discrete(study.ensemble, sam(rho), lr, steps, observe=observe(0), **looks)
@@ -54,7 +60,7 @@ def measure(preset: Values, cell: Values, seed: int, folder: Path, progress: Pro
     found["discrete"] = stages.keep("discrete", lambda: _means(method(), lr))
     found["second"] = stages.keep("second", lambda: _means(equation(1, 2), lr))
     found["third"] = stages.keep("third", lambda: _means(equation(2, 3), lr))
-    progress(3 * preset["looks"], 4 * preset["looks"])
+    progress(sum(SHARES[:3]) * preset["looks"], sum(SHARES) * preset["looks"])
     return found | stages.keep("order-in-lr", lambda: {"order_in_lr": study.order_in_lr()})
 
 

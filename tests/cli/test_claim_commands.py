@@ -6,6 +6,7 @@ import pytest
 from report.test_claim_page import left
 
 from flatwise.cli.main import main
+from flatwise.runs import write_json
 
 
 def flatwise(*words):
@@ -69,6 +70,17 @@ def test_a_claim_that_cannot_be_tried_does_not_hide_what_the_others_cost(tmp_pat
     said = capsys.readouterr().out
     assert "base-optimizers: 2 parts to measure, which fail: no network" in said
     assert re.search(r"margin-by-rescaling: \d parts to measure, .* of work", said)
+
+
+def test_a_dry_run_says_at_once_which_numbers_are_of_other_settings(tmp_path, capsys):
+    for name in ("base-optimizers", "stable-sam"):
+        write_json(tmp_path / name / "smoke" / "seed-7" / "cell-0.json", {"settings": {}, "measured": {}})
+    words = ["margin-by-rescaling", "base-optimizers", "stable-sam", "--scale", "smoke", "--seeds", 1, "--dry-run"]
+    assert flatwise("reproduce", *words, "--out", tmp_path) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "base-optimizers/smoke" in said.err.replace("\n", "")
+    assert "stable-sam/smoke" in said.err.replace("\n", "")
 
 
 def test_what_has_no_such_scale_is_said_to_be_left_out(tmp_path, capsys, monkeypatch):

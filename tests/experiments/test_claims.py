@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -117,6 +118,15 @@ def test_a_seed_that_was_begun_belongs_to_the_sample(tmp_path):
     made(Trial(CLAIM, "small", 2, tmp_path))
     (tmp_path / "rectangles" / "small" / "seed-6").mkdir()
     assert report.tell(Trial(CLAIM, "small", 2, tmp_path).conclude("")).seeds == "2 of 7"
+
+
+def test_who_deletes_the_numbers_begins_anew(tmp_path):
+    claim = replace(CLAIM, experiment="shared")
+    made(Trial(claim, "small", 4, tmp_path))
+    shutil.rmtree(tmp_path / "shared" / "small")
+    file = made(Trial(claim, "small", 2, tmp_path))
+    assert file.parent == tmp_path / "rectangles" / "small"
+    assert report.tell(file).seeds == "2"
 
 
 def test_a_claim_that_cannot_be_judged_says_why(tmp_path):
@@ -275,6 +285,19 @@ def test_the_band_of_a_panel_is_the_interval_of_its_mean(log):
     low, high = stats.t.interval(0.95, 2, there.mean(), stats.sem(there))
     expected = np.exp([there.mean(), low, high]) if log else [there.mean(), low, high]
     assert [line.y[0], line.low[0], line.high[0]] == pytest.approx(list(expected))
+
+
+def test_a_step_at_which_a_seed_has_no_place_on_the_axis_is_a_gap():
+    curves = [[0.5, 0.7, 1.1], [0.4, -0.1, 1.3]]
+    seeds = [
+        [{"SAM": {"steps": [0, 1, 2], "series": {"top": curve}}, "SGD": {"steps": [0], "series": {}}}]
+        for curve in curves
+    ]
+    (line,) = panel("Top", seeds, "top", "top", "y").lines  # nothing was measured of SGD
+    assert [math.isnan(value) for value in line.y] == [False, True, False]
+    assert (
+        [math.isnan(value) for value in line.low] == [math.isnan(value) for value in line.high] == [False, True, False]
+    )
 
 
 def test_the_estimate_knows_how_long_each_experiment_takes():

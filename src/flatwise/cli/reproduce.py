@@ -45,7 +45,8 @@ class Reproduce:
     """Where they run: on this machine, or on a Ray cluster: that of RAY_ADDRESS or of this machine, else one started here."""
 
     dry_run: bool = False
-    """Only say what it would take, from the first seconds of a part of each claim."""
+    """Only say what it would take, from a few steps or the first seconds of a part of each claim; at the scale paper, of claims
+    that are made of trainings, GPU hours, counted."""
 
     out: Path = Path("claims")
     """The folder of all claims."""
@@ -94,7 +95,9 @@ class Reproduce:
 
 def _forecast(trials: Sequence[Trial], workers: int) -> int:
     """Say what each claim takes: counted, or going by a few steps or the first seconds of a part; one that fails says why."""
+    from flatwise.experiments.claims.carrying import check
 
+    check(trials)
     counted = [trial for trial in trials if trial.scale == "paper" and trial.claim.trainings is not None]
     if counted:
         from flatwise.experiments.claims.gpu_hours import lines
@@ -105,8 +108,8 @@ def _forecast(trials: Sequence[Trial], workers: int) -> int:
         missing = [
             unit for unit in trial.units() if not unit.done() and unit.place not in known
         ]  # claims may share them
-        known.update(unit.place for unit in missing)
         found.append(_forecast_one(trial.claim.name, missing, workers))
+        known.update(unit.place for unit in missing if found[-1] is not None)
     if tried:
         print(f"in sum {_long(sum(filter(None, found)), workers)}; nothing was kept")
     return 1 if None in found else 0
@@ -130,7 +133,7 @@ def _long(seconds: float, workers: int) -> str:
 
 
 def _seconds(missing: Sequence[Unit]) -> float:
-    """Of work, going by the first seconds of one part of each cell: cells may be of different kinds."""
+    """Of work, going by one part of each cell: cells may be of different kinds."""
     cells = {unit.cell: unit for unit in reversed(missing)}
     taken = {cell: unit.seconds(max(2.0, 8.0 / len(cells))) for cell, unit in cells.items()}
     return sum(taken[unit.cell] for unit in missing)

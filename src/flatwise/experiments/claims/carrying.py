@@ -12,7 +12,7 @@ from flatwise.experiments.claims.units import Unit, carry_out, units_of
 from flatwise.processes import EngineName
 from flatwise.runs import RunError, read_mapping, write_json
 
-FILE = "claim.json"
+FILE, ASKED = "claim.json", "asked.json"
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,12 @@ class Trial:
         return units_of(self.claim, self.scale, self.seeds, self.folder, command)
 
     def check(self) -> None:
-        """Read what is there of it, more seeds than these too.
+        """Read all parts of it that are finished, of more seeds than these too.
 
         Raises:
             RunError: it holds the numbers of other settings, or is damaged.
         """
+        self._asked()
         for _, units in self._known():
             for unit in units:
                 unit.done()
@@ -74,15 +75,20 @@ class Trial:
                 failed["judging"] = repr(error)
         about: Values = {name: getattr(self.claim, name) for name in ("name", "statement", "source", "protocol")}
         about |= {"scale": self.scale, "preset": preset, "seeds": [seed for seed, _ in complete], "command": command}
-        about |= {"asked": self._asked(), "failures": failed}
+        about |= {"asked": self._ask(), "failures": failed}
         about |= {"environments": _environments([unit for _, units in complete for unit in units])}
         write_json(self.file, about | asdict(outcome))
         return self.file
 
+    def _ask(self) -> int:
+        """How many seeds this call or an earlier one asked for; it is remembered beside the numbers, and goes with them."""
+        asked = max([self.seeds, self._asked(), *(seed + 1 for seed, _ in self._known())])
+        write_json(self.folder / ASKED, {"seeds": asked})
+        return asked
+
     def _asked(self) -> int:
-        """How many seeds this call or an earlier one asked for."""
-        before = read_mapping(self.file).get("asked", 0) if self.file.exists() else 0
-        return max([self.seeds, before, *(seed + 1 for seed, _ in self._known())])
+        place = self.folder / ASKED
+        return read_mapping(place)["seeds"] if place.exists() else 0
 
     def _complete(self) -> list[tuple[int, list[Unit]]]:
         """The measured parts of each seed that has them all."""
@@ -107,10 +113,10 @@ def reproduce(
         The files of the claims, and what failed: name and reason.
 
     Raises:
-        RunError: folders hold the numbers of other settings; nothing is changed then.
+        RunError: finished parts are of other settings, or damaged; nothing is changed then.
         KeyboardInterrupt: after Ctrl-C; what was measured is kept, and the same call goes on from there.
     """
-    _check(trials)
+    check(trials)
     units = {unit.place: unit for trial in trials for unit in trial.units(command)}  # claims may share them
     for trial in trials:  # whatever ends this call, what is there says what is missing
         trial.conclude(command)
@@ -122,8 +128,12 @@ def reproduce(
     return files, failures
 
 
-def _check(trials: Sequence[Trial]) -> None:
-    """Have all that is wrong with what is there told at once."""
+def check(trials: Sequence[Trial]) -> None:
+    """Have all that is wrong with what is there told at once.
+
+    Raises:
+        RunError: as `Trial.check`.
+    """
     complaints: list[str] = []
     for trial in trials:
         try:

@@ -74,9 +74,14 @@ def _line(label: str, arms: Sequence[Values], name: str, average: Callable[[Sequ
     known = [dict(zip(arm["steps"], arm["series"].get(name, []), strict=False)) for arm in arms]
     steps = [step for step in arms[0]["steps"] if all(_is_number(values.get(step)) for values in known)]
     found = [average([values[step] for values in known]) for step in steps]
-    ends = [(one.low, one.high) for one in found if one.low is not None and one.high is not None]
-    low, high = zip(*ends, strict=True) if ends else ((), ())  # with one seed there is no interval
-    return Line(label, steps, [one.mean for one in found], low, high)
+    mean, low, high = ([_end(one, getattr(one, name)) for one in found] for name in ("mean", "low", "high"))
+    is_band = len(arms) > 1  # with one seed there is no interval
+    return Line(label, steps, mean, low if is_band else (), high if is_band else ())
+
+
+def _end(interval: Interval, value: float | None) -> float:
+    """A gap where it is not of all seeds: a logarithmic axis has no place for what is not positive."""
+    return math.nan if value is None or interval.excluded else value
 
 
 def _is_number(value: object) -> bool:

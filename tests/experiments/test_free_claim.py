@@ -37,7 +37,7 @@ def test_the_runs_are_those_of_the_experiment(tmp_path):
     }
     assert found["sam-equal-norm"]["rho"] == found["every-10"]["displacement_norm"]
     assert told == sorted(told)
-    assert told[-1] == (1000, 1000)
+    assert told[-1] == (4000, 4000)
 
 
 def test_a_verdict_of_known_numbers():

@@ -9,6 +9,7 @@ from statistics import fmean
 
 from flatwise.experiments.claims import paper_presets
 from flatwise.experiments.claims.claim import Claim, Criterion, Heat, Outcome, Values
+from flatwise.experiments.claims.stages import stage_of
 from flatwise.experiments.claims.trainings import train_arms
 from flatwise.processes import Progress
 from flatwise.training import TrainConfig, train
@@ -88,14 +89,10 @@ def _chosen(preset: Values, cell: Values, seed: int, folder: Path, progress: Pro
         return alphas[0]
     found: dict[float, float] = {}
     for i, alpha in enumerate(alphas):
-        tell = _one_of(progress, i, number + len(_LABELS))
+        tell = stage_of(progress, i, number + len(_LABELS))
         run = train(_choosing(preset, cell, alpha, seed), folder / f"alpha-{alpha}", progress=tell)
         found[alpha] = run.summary.get("validation_accuracy", -math.inf)
     return max(alphas, key=lambda alpha: found[alpha])
-
-
-def _one_of(progress: Progress, number: int, of: int) -> Progress:
-    return lambda step, total: progress(number * total + step, of * total)
 
 
 def _points(arm: Values) -> float:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from flatwise.curvature import hessian, top_eigenpairs
 from flatwise.experiments.claims.claim import Claim, Criterion, Line, Outcome, Panel, Values
 from flatwise.experiments.claims.records import recorded
-from flatwise.experiments.claims.stages import Stages
+from flatwise.experiments.claims.stages import Stages, stage_of
 from flatwise.processes import Progress
 from flatwise.tasks import Task
 from flatwise.training import TrainConfig, resolved
@@ -35,22 +35,15 @@ def measure(preset: Values, cell: Values, seed: int, folder: Path, progress: Pro
     found: Values = {}
     parts = [(method, averaged) for method in (SGD, SAM) for averaged in (False, True)]
     for i, (method, averaged) in enumerate(parts):
-        tell = partial(_tell, progress, i, len(parts))
-        make = partial(_trained, preset, cell, method, averaged, seed, tell)
+        make = partial(_trained, preset, cell, method, averaged, seed, stage_of(progress, i, len(parts)))
         found |= stages.keep(f"{method}{'-averaged' if averaged else ''}", make)
     return found
 
 
-def _trained(
-    preset: Values, cell: Values, method: str, averaged: bool, seed: int, tell: Callable[[int, int], object]
-) -> Values:
+def _trained(preset: Values, cell: Values, method: str, averaged: bool, seed: int, tell: Progress) -> Values:
     run = Averaging(preset, cell, method, averaged, seed)
     run.train(tell)
     return run.found()
-
-
-def _tell(progress: Progress, part: int, parts: int, done: int, total: int) -> None:
-    progress(part * 1000 + 1000 * done // total, parts * 1000)
 
 
 class Averaging:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flatwise.experiments.claims.claim import Claim, Outcome, Values
-from flatwise.experiments.claims.units import Unit, carry_out, units_of
+from flatwise.experiments.claims.units import Unit, carry_out, units_of, units_of_seed
 from flatwise.processes import EngineName
 from flatwise.runs import RunError, read_mapping, write_json
 
@@ -96,12 +96,8 @@ class Trial:
 
     def _known(self) -> list[tuple[int, list[Unit]]]:
         """The parts of each seed that was begun."""
-        number = len(self.claim.cells(self.claim.preset(self.scale)))
         known = [int(folder.name.removeprefix("seed-")) for folder in self.folder.glob("seed-*") if folder.is_dir()]
-        return [
-            (seed, [Unit(self.claim, self.scale, c, seed, self.folder) for c in range(number)])
-            for seed in sorted(known)
-        ]
+        return [(seed, units_of_seed(self.claim, self.scale, seed, self.folder)) for seed in sorted(known)]
 
 
 def reproduce(

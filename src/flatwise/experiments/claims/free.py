@@ -11,7 +11,7 @@ from statistics import median
 
 from flatwise.experiments.claims.claim import Claim, Criterion, Outcome, Panel, Values
 from flatwise.experiments.claims.lines import band
-from flatwise.experiments.claims.stages import Stages
+from flatwise.experiments.claims.stages import Stages, stage_of
 from flatwise.experiments.free_eigenvector import PLACES, Trial
 from flatwise.experiments.free_eigenvector_networks import PROBLEMS
 from flatwise.experiments.free_eigenvector_table import DEARER, MARGIN
@@ -26,17 +26,12 @@ def measure(preset: Values, cell: Values, seed: int, folder: Path, progress: Pro
     """All arms on one network; SAM of equal norm has the mean displacement norm of the periodic arm, which comes before."""
     stages = Stages(folder, {"preset": preset, "cell": cell, "seed": seed})
     found, arms = dict[str, Values](), preset["arms"]
-    share = 1000 // len(arms)
     for i, arm in enumerate(arms):
         rho = found[PERIODIC]["displacement_norm"] if arm == EQUAL_NORM else None
         trial = partial(Trial, cell["network"], arm, seed, rho, preset["epochs"])
-        tell = partial(_tell, progress, share * i, share * len(arms), share)
+        tell = stage_of(progress, i, len(arms))
         found[arm] = stages.keep(arm, lambda trial=trial, tell=tell: asdict(trial().run(tell)))
     return found
-
-
-def _tell(progress: Progress, before: int, total: int, share: int, step: int, steps: int) -> None:
-    progress(before + share * step // steps, total)
 
 
 def behind(cell: Values) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flatwise.experiments.claims.claim import Criterion, Line, Panel, Values
+from flatwise.experiments.claims.stages import stage_of
 from flatwise.processes import Progress
 from flatwise.runs import Run
 from flatwise.statistics import Interval, geometric_interval, mean_interval
@@ -27,7 +28,7 @@ def train_arms(preset: Values, cell: Values, seed: int, folder: Path, progress: 
         if label in preset.get("norm_of", {}):
             settings["rho"] = found[preset["norm_of"][label]]["summary"]["mean_displacement_norm"]
         run = train(
-            TrainConfig.from_dict(settings), folder / f"arm-{i}", progress=_part(progress, i, len(preset["arms"]))
+            TrainConfig.from_dict(settings), folder / f"arm-{i}", progress=stage_of(progress, i, len(preset["arms"]))
         )
         found[label] = _told(run)
     return found
@@ -101,7 +102,3 @@ def _told(run: Run) -> Values:
 
 def _settings(preset: Values, cell: Values, seed: int) -> dict[str, Values]:
     return {label: preset["shared"] | cell | own | {"seed": seed} for label, own in preset["arms"].items()}
-
-
-def _part(progress: Progress, number: int, of: int) -> Progress:
-    return lambda step, total: progress(number * total + step, of * total)

@@ -147,8 +147,13 @@ class _Watch:
 
 def units_of(claim: Claim, scale: str, seeds: int, folder: Path, command: str = "") -> list[Unit]:
     """All parts, seed by seed."""
+    return [unit for seed in range(seeds) for unit in units_of_seed(claim, scale, seed, folder, command)]
+
+
+def units_of_seed(claim: Claim, scale: str, seed: int, folder: Path, command: str = "") -> list[Unit]:
+    """The parts of one seed."""
     cells = range(len(claim.cells(claim.preset(scale))))
-    return [Unit(claim, scale, cell, seed, folder, command) for seed in range(seeds) for cell in cells]
+    return [Unit(claim, scale, cell, seed, folder, command) for cell in cells]
 
 
 def carry_out(units: Sequence[Unit], workers: int | None, log: Path, engine: EngineName = "local") -> dict[str, str]:
@@ -158,11 +163,9 @@ def carry_out(units: Sequence[Unit], workers: int | None, log: Path, engine: Eng
         What failed: name and reason.
 
     Raises:
-        RunError: a file holds the numbers of other settings; nothing is changed then.
+        RunError: a file holds the numbers of other settings.
         KeyboardInterrupt: after Ctrl-C; what was measured is kept, and the same call goes on from there.
     """
-    for unit in units:
-        unit.done()
     with line() as show:
         number = len(units)
         progress: Callable[[float, int], None] = lambda share, done: show(share, 1.0, f"{done} of {number} parts")

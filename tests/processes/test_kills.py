@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 WORKER = "flatwise.experiments.worker"
 RAY = pytest.param("ray", marks=pytest.mark.skipif(bool(in_the_way()), reason=in_the_way()))
 SWEEP = (
-    "sweep --set lr=0.01,0.05 --seeds 2 --workers 2 --subset 100 --widths 8 --steps 6000 --probe-every 0 --no-curvature"
+    "sweep --set lr=0.01,0.05 --seeds 2 --workers 2 --subset 100 --widths 8 --steps 6000 --probe-every 10 --no-curvature"
 )
 KEEPING = "--checkpoint-every 100 --keep-every 100"
 
@@ -37,8 +37,9 @@ def finish(driver):
 
 
 def in_the_middle(out):
-    """Whether some runs are finished, and another one has begun."""
+    """Whether some runs are finished, and another one is on its way, far from its end."""
     begun = {path.parents[1] for path in out.glob("runs/*/*/checkpoints/step-00000200.pt")}
+    begun -= {path.parents[1] for path in out.glob("runs/*/*/checkpoints/step-00004000.pt")}
     ended = {path.parent for path in out.glob("runs/*/*/done.json")}
     return bool(ended) and bool(begun - ended)
 
@@ -50,10 +51,21 @@ def kept(out):
 
 
 def assert_all_is_there(out, before):
-    runs = [Run.open(path.parent) for path in out.glob("runs/*/*/config.json")]
-    assert [run.status for run in runs] == ["finished"] * 4
+    assert [run.status for run in runs(out)] == ["finished"] * 4
     assert {path: path.stat().st_mtime_ns for path in before} == before  # nothing of it was made again
     assert (out / "report.html").is_file()
+
+
+def assert_nothing_is_to_be_done_again(out):
+    """Every run that had begun was written down at the step in hand: it goes on behind all that it recorded."""
+    left = [run for run in runs(out) if run.status == "unfinished" and run.metrics()]
+    assert left
+    for run in left:
+        assert int(run.checkpoints()[-1].stem.removeprefix("step-")) > run.metrics()[-1]["step"]
+
+
+def runs(out):
+    return [Run.open(path.parent) for path in out.glob("runs/*/*/config.json")]
 
 
 def workers(engine):
@@ -69,12 +81,8 @@ def test_a_killed_driver_takes_its_workers_along_and_the_same_command_continues(
     printed, code = finish(driver)
     assert code == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[number], printed
     wait_for(lambda: not workers(engine), 30)
-    if (
-        number == signal.SIGINT
-    ):  # every run that had begun was written down at the step in hand, between two checkpoints
-        begun = [Run.open(path.parent) for path in tmp_path.glob("runs/*/*/config.json")]
-        steps = [int(run.checkpoints()[-1].stem.removeprefix("step-")) for run in begun if run.status == "unfinished"]
-        assert any(step % 100 for step in steps)
+    if number == signal.SIGINT:
+        assert_nothing_is_to_be_done_again(tmp_path)
     printed, code = finish(start(engine, tmp_path))
     assert code == 0, printed
     assert_all_is_there(tmp_path, before)

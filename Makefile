@@ -3,20 +3,21 @@
 # Relative paths only: make splits names at spaces, and the folder of the project may have one in its name.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check-slow lint docs bench clean
+.PHONY: help demo test check-slow check-oldest lint docs bench clean
 
 PYTHONS ?= python3.13 python3.12 python3.11 python3
 WORKERS ?= 2
 PY := .venv/bin/python
 
 CAN_MAKE_VENV := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+OLDEST := import re; print(*map("%s==%s.*".__mod__, re.findall(r"\x22(torch|torchvision)>=([0-9.]+)", open("pyproject.toml").read())))
 IS_USABLE := import sys, pip; sys.exit(sys.version_info < (3, 11))
 
 # The mark of a complete installation holds the folder's path: a copied or moved project must not run the code of the old place.
 $(shell test "$$(cat .venv/installed 2>/dev/null)" = "$$(pwd -P)" || rm -f .venv/installed .venv/with-*)
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/installed ## train and compare on real images, about two minutes; leaves demo/report.html
 	$(PY) -m flatwise demo
@@ -27,6 +28,11 @@ test: lint ## lint, types and all tests but the slow ones
 
 check-slow: .venv/with-test,lint ## the tests that take minutes
 	@$(PY) -m pytest -m slow || { code=$$?; test $$code -eq 5 && echo "there are no slow tests"; }
+
+check-oldest: .venv/installed ## the tests with the oldest torch that pyproject.toml admits, in .venv-oldest; downloads 3 GB
+	test -x .venv-oldest/bin/python || $(PY) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check $$($(PY) -c '$(OLDEST)') -e ".[test]"
+	.venv-oldest/bin/python -m pytest -m "not slow" -n $(WORKERS)
 
 lint: .venv/with-test,lint ## ruff and pyright
 	$(PY) -m ruff check .
@@ -46,7 +52,7 @@ bench: .venv/with-bench ## the cost of a step, relative to the base optimizer's
 	@for script in benchmarks/*.py; do $(PY) "$$script" || exit; done
 
 clean: ## remove the environment, caches, and the demo: everything that make can make again
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist demo docs/_build docs/gallery
+	rm -rf .venv .venv-oldest .pytest_cache .ruff_cache .hypothesis build dist demo docs/_build docs/gallery
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The mark is removed first and written last: an interrupted installation leaves none, and the next call goes on with it.

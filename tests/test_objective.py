@@ -43,8 +43,10 @@ class Attention(nn.Module):
         self.inward, self.outward = nn.Linear(4, 12), nn.Linear(4, 3)
 
     def forward(self, x):
-        q, k, v = self.inward(x).chunk(3, dim=-1)
-        return self.outward(nn.functional.scaled_dot_product_attention(q, k, v).mean(1))
+        q, k, v = self.inward(x)[:, None].chunk(
+            3, dim=-1
+        )  # one head; without this dimension torch 2.9 has no fused kernel
+        return self.outward(nn.functional.scaled_dot_product_attention(q, k, v).squeeze(1).mean(1))
 
 
 def mlp():

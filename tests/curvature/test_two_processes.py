@@ -94,11 +94,12 @@ def test_sharded_parameters_are_differentiated_by_differences_and_the_record_say
         assert 0 < found["record"]["error"] < 1e-7
 
 
-def test_tensor_parallel_parameters_are_differentiated_twice(results):
+def test_tensor_parallel_parameters_are_differentiated_twice_where_torch_does_it_right(results):
     a, b = both(results, "tensor parallel")
     for found in (a, b):
         check(found, one_process("equal"))
-        assert found["record"]["engine"] == "double"
+        wrong = "Redistribute" in found["record"]["reason"]  # in torch 2.9 it has another second derivative
+        assert found["record"]["engine"] == ("differences" if wrong else "double")
     assert torch.equal(a["eigenvector"], b["eigenvector"])
 
 

@@ -7,6 +7,7 @@ from distributed.layouts import FEW, METHODS, SAM, STEPS, network
 from distributed.on_tensor_parallel import with_layer_norm
 from distributed.test_ddp import assert_close, same_on_both
 from distributed.test_groups import same_on_all
+from torch_releases import gathers_what_is_sharded_twice
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -23,6 +24,7 @@ def test_plain_parameters_and_unfinished_sums_among_the_rest(two, plan):
     assert_close(same_on_both(two[plan]), references.alone("eigen-sam", FEW, net=with_layer_norm))
 
 
+@gathers_what_is_sharded_twice
 @pytest.mark.parametrize(("plan", "net"), [("columns and rows", network), ("in part", with_layer_norm)])
 def test_with_fsdp_around_it_four_processes_equal_one(four, plan, net):
     assert_close(same_on_all(four[f"sharded twice, {plan}"]), references.alone("eigen-sam", FEW, net=net))

@@ -136,5 +136,6 @@ class _Autocast:
         self._enabled = torch.is_autocast_enabled(device.type)
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor]:
-        with torch.autocast(self._device, self._dtype, self._enabled):
+        # Casts are made with and without a graph here: kept, one without would be found where a gradient is wanted.
+        with torch.autocast(self._device, self._dtype, self._enabled, cache_enabled=False):
             return (self._function(*tensors),)

@@ -113,9 +113,10 @@ class EigenSAM(Dialogue):
         sign, c = torch.sign(product), product * inverse_norm
         V.scale_(gradient, (1 - self.alpha * sign * c) * inverse_norm)
         V.add_(gradient, vector, self.alpha * sign)
-        stretch = (1 + sign.abs() * self.alpha**2 * (1 - c**2)).sqrt()
+        across = sign.abs() * (1 - c**2)  # nothing is added without a vector, or where it is orthogonal to the gradient
+        stretch = (1 + self.alpha**2 * across).sqrt()
         state.notes["alignment_gradient_tracked"] = c.abs()
-        state.notes["alignment_displacement_tracked"] = (c.abs() + self.alpha * (1 - c**2)) / stretch
+        state.notes["alignment_displacement_tracked"] = (c.abs() + self.alpha * across) / stretch
         return At.along(gradient, self.rho * stretch)
 
 

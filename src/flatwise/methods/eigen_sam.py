@@ -133,7 +133,7 @@ class EigenvaluePenalty(Dialogue):
         rho: the weight of the eigenvalue is half its square; >= 0, and 0 is the base optimizer at one evaluation.
         every: steps between refreshes; >= 1.
         iterations: Hessian-vector products a refresh; >= 1.
-        source: as in `EigenSAM`.
+        source: as in `EigenSAM`, but not "free", which learns from Eigen-SAM's own displacement.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
@@ -190,7 +190,7 @@ class XSAM(Dialogue):
         alpha: how much of the component is taken out; in [0, 2] in the paper; >= 0, and 0 is SAM.
         every: steps between refreshes; >= 1.
         iterations: Hessian-vector products a refresh; >= 1.
-        source: as in `EigenSAM`.
+        source: as in `EigenSAM`, but not "free", which learns from Eigen-SAM's own displacement.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.

@@ -29,7 +29,9 @@ class EigenSAM(Dialogue):
 
     - "ritz": a refresh takes `iterations` Hessian-vector products that span a Krylov space, from which the largest Ritz
       pair is taken; the last product serves for a power step on it. Warm-started by the previous vector.
-    - "power": the power iteration of the paper, which follows the eigenvalue of largest magnitude, also a negative one.
+    - "power": power iteration as in the paper, which follows the eigenvalue of largest magnitude, also a negative one. It
+      starts at the previous vector and a tenth of the gradient, at first at the gradient and a tenth of noise; in the
+      official code at the previous vector alone, at first at noise.
     - "lanczos": the products of a refresh are spread over as many steps, each with that step's batch; the vector
       belongs to all of them, and `iterations` vectors more are remembered. A refresh that is due waits for the one
       before. With BatchNorm or dropout each product takes the gradient in evaluation mode, too.

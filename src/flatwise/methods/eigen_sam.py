@@ -128,8 +128,12 @@ class EigenvaluePenalty(Dialogue):
 
     That is the third-order term of SAM whose displacement is along the top eigenvector `v`, without the others. The
     gradient of the eigenvalue is the second difference of gradients along `v`,
-    `(g(w + h v) - 2 g(w) + g(w - h v)) / h^2` (a derivation of ours, not of a paper). Three evaluations a step, and the
-    refreshes of the eigenvector as in `EigenSAM`.
+    `(g(w + h v) - 2 g(w) + g(w - h v)) / h^2` (a derivation of ours, not of a paper, and so are the defaults). Three
+    evaluations a step, and the refreshes of the eigenvector as in `EigenSAM`.
+
+    It is the gradient of the eigenvalue only where evaluation mode and training mode agree: without BatchNorm and dropout.
+    With them `v` is of evaluation mode and the three evaluations are in training mode, so that the penalty descended is
+    `v'Hv` with the Hessian of training mode and `v` held fixed, the eigenvalue of neither.
 
     Args:
         rho: the weight of the eigenvalue is half its square; >= 0, and 0 is the base optimizer at one evaluation.

@@ -249,7 +249,7 @@ EVIDENCE = {
         tolerance=RITZ,
         independent_tolerance=PRODUCTS,
     ),
-    "eigen-sam, the paper's power iteration": Evidence(
+    "eigen-sam, power iteration": Evidence(
         methods.EigenSAM(**REFRESHED, iterations=3, source="power"),
         transcribed(family_two.with_eigen_sam, **REFRESHED, find=family_two.power_iteration(3, draw=start_vector)),
         "closed form on a quadratic",

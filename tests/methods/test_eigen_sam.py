@@ -90,6 +90,7 @@ def test_a_vector_orthogonal_to_the_gradient_adds_nothing():
     method, state = given(v, w=w)
     places, _ = displaced_requests(method, w, torch.eye(6, dtype=torch.float64), state)
     assert torch.equal(places[0], RHO * w)
+    assert state.notes["alignment_displacement_tracked"] == 0
 
 
 def test_alpha_zero_is_sam_bitwise():
@@ -103,6 +104,13 @@ def test_a_zero_gradient_is_not_a_nan():
     epsilon, found = displacement(Q[:, 0], w=torch.zeros(6, dtype=torch.float64))
     assert torch.isfinite(epsilon).all()
     assert torch.isfinite(found).all()
+
+
+def test_at_a_zero_gradient_nothing_is_aligned():
+    w = torch.zeros(6, dtype=torch.float64)
+    method, state = given(Q[:, 0], w=w)
+    displaced_requests(method, w, H, state)
+    assert state.notes == {"alignment_gradient_tracked": 0, "alignment_displacement_tracked": 0}
 
 
 def test_along_the_top_eigenvector_the_multiplier_is_the_derived_one():

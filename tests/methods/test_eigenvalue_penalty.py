@@ -1,11 +1,14 @@
 """The eigenvalue penalty: what it adds to the gradient on losses whose top eigenvalue and its gradient are known."""
 
+import copy
+
 import pytest
 import torch
 from methods.quadratics import direction, state_at
 from methods.random_losses import evaluate_with
-from optim.problems import batches, build, count_evaluations, flat, loss_of, step_by_passes
-from reference import family_two
+from optim.problems import batches, build, count_evaluations, flat, loss_of, mlp, seeded, step_by_passes
+from reference import family_two, transcriptions
+from torch import nn
 
 from flatwise.methods import EigenvaluePenalty, drive
 
@@ -80,3 +83,61 @@ def test_on_a_network_penalised_training_ends_with_a_smaller_top_eigenvalue():
 def test_it_takes_three_evaluations_and_the_products_of_a_refresh():
     run = build(EigenvaluePenalty(every=4, iterations=2))
     assert [count_evaluations(run, step_by_passes, batch) for batch in batches(6)] == [6, 3, 3, 3, 5, 3]
+
+
+def two_norms(dtype):
+    layers = lambda: nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)
+    )
+    return seeded(layers).to(dtype)
+
+
+def slope(model, batch, mode, vector=None, length=1e-4):
+    """The gradient of `v'Hv` in a mode, with `v` held fixed: by default the top eigenvector, and so of the top eigenvalue.
+
+    A difference of exact products along `v`: torch has no third derivative of BatchNorm.
+    """
+    model = copy.deepcopy(model).train(mode == "train")
+    params = list(model.parameters())
+    loss = lambda: loss_of(model, batch)
+    v = transcriptions.top_eigenvector(loss, params)[1] if vector is None else vector
+    parts = family_two.parts_of(v, params)
+    products = []
+    for sign in (1, -1):
+        with transcriptions.moved(params, [sign * length * t for t in parts]):
+            products.append(transcriptions.hessian_matrix(loss, params) @ v)
+    return (products[0] - products[1]) / (2 * length)
+
+
+def penalty_part(net):
+    """A network as it was, a batch, what is added to the gradient, and the vector tracked; running statistics have settled."""
+    run = build(EigenvaluePenalty(rho=1.0, iterations=25), net=net, dtype=torch.float64)
+    (batch,) = batches(1, dtype=torch.float64)
+    for _ in range(100):
+        run.model(batch[0])
+    before = copy.deepcopy(run.model)
+    g = flat(torch.autograd.grad(loss_of(run.model, batch), run.params))
+    for p in run.opt.passes():
+        p.backward(loss_of(run.model, batch))
+    added = flat([p.grad for p in run.params]) - g
+    run.opt.step()
+    state = run.opt.state_dict()["state"]
+    return before, batch, added, flat([state[i]["flatwise.eigenvector"] for i in range(len(run.params))])
+
+
+def cosines(net):
+    """With the training curvature's slope along the vector tracked, and with the slopes of the top eigenvalues of both modes."""
+    model, batch, added, v = penalty_part(net)
+    slopes = [slope(model, batch, "train", v), slope(model, batch, "train"), slope(model, batch, "eval")]
+    return [torch.nn.functional.cosine_similarity(added, other, dim=0).item() for other in slopes]
+
+
+def test_without_batchnorm_it_descends_the_top_eigenvalue_of_either_mode():
+    assert min(cosines(mlp)) > 0.999
+
+
+def test_with_batchnorm_it_descends_the_training_curvature_along_the_vector_of_evaluation_mode():
+    """Which is the gradient of the top eigenvalue of neither mode."""
+    found, *eigenvalues = cosines(two_norms)
+    assert found > 0.999
+    assert max(eigenvalues) < 0.95

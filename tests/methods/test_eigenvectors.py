@@ -67,6 +67,17 @@ def test_a_larger_negative_eigenvalue_is_followed_by_the_power_iteration_alone(s
     assert state.numbers["value"] == pytest.approx(NEGATIVE[place], rel=0.05)
 
 
+@pytest.mark.parametrize("spectrum", [PLAIN, NEGATIVE], ids=["plain", "negative"])
+def test_with_many_products_the_power_iteration_ends_where_it_does_from_noise(spectrum):
+    """As in the official code, which starts at noise, and later at the vector known alone."""
+    h, _ = matrix(spectrum)
+    v = torch.randn(6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for _ in range(60):
+        v = h @ v / (h @ v).norm()
+    for found in tracked("power", h, 2, iterations=60)[0]:
+        torch.testing.assert_close(found * torch.sign(found @ v), v, rtol=0, atol=1e-6)
+
+
 def test_the_residual_of_the_power_iteration_is_that_of_its_last_product():
     """`|H v - (v'Hv) v|` of the vector before the last one, which is what is known."""
     h, _ = matrix(PLAIN)

@@ -160,6 +160,22 @@ def test_parts_of_a_batch_choose_apart():
     torch.testing.assert_close(flat([p.grad for p in run.params]), sum(expected) / 2)
 
 
+@pytest.mark.parametrize("size", [1, 7, 20, 50, 100, 128])
+def test_a_share_in_percent_is_rounded_up_and_not_by_one_more(size):
+    for percent in range(1, 100):
+        selection = Selection(percent / 100)
+        selection.of(torch.zeros(size))
+        selection.choose()
+        assert len(selection.of(torch.zeros(size))) == -(-percent * size // 100), percent
+
+
+def test_however_small_the_share_one_sample_counts():
+    selection = Selection(1e-15)
+    selection.of(torch.zeros(3))
+    selection.choose()
+    assert len(selection.of(torch.zeros(3))) == 1
+
+
 def test_of_losses_that_rise_alike_the_first_count():
     selection = Selection(0.5)
     selection.of(torch.arange(6.0))

@@ -67,6 +67,18 @@ def test_one_part_is_the_whole(case):
     assert_same(snapshot(one), snapshot(whole))
 
 
+@pytest.mark.parametrize("method", [methods.FriendlySAM(rho=RHO), methods.LookSAM(rho=RHO, every=1)])
+def test_what_is_remembered_is_of_the_first_part(method):
+    """A mean over parts would be wrong for some, such as eigenvectors, whose sign is arbitrary."""
+    apart, first = (build(method, dtype=torch.float64) for _ in range(2))
+    (batch,) = batches(1, dtype=torch.float64)
+    by_each_part(apart, batch)
+    step_by_passes(first, halves(batch, SIZES)[0])
+    (name,) = method.init([]).vectors
+    memory = lambda run: flat([entry[f"flatwise.{name}"] for entry in run.opt.state_dict()["state"].values()])
+    assert torch.equal(memory(apart), memory(first))
+
+
 def test_every_part_is_visited_once_in_each_evaluation():
     run = build(methods.SAM(rho=RHO))
     parts = halves(batches(1)[0])

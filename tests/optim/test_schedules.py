@@ -108,13 +108,19 @@ def test_skipped_steps_do_not_advance_the_schedule():
         (lambda: Linear(-1.0, 0.0, 5), "start must be finite and not negative"),
         (lambda: Cosine(1.0, math.nan, 5), "end must be finite"),
         (lambda: Linear(1.0, 0.0, 0), "steps must be at least 1"),
-        (lambda: TiedToLearningRate(0.1, 0.1), "highest must be above lowest"),
+        (lambda: TiedToLearningRate(0.1, lowest=0.1), "highest must be above lowest"),
         (lambda: build(fw.methods.SGD(), rho_schedule=Linear(1.0, 0.0, 5)), "has no effect: the method SGD has no rho"),
     ],
 )
 def test_bad_schedules_are_refused_at_once(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_what_the_highest_learning_rate_is_tied_with_has_to_be_named():
+    """A second number could be the lowest learning rate or the least factor."""
+    with pytest.raises(TypeError, match="positional"):
+        TiedToLearningRate(0.4, 0.2)  # pyright: ignore[reportCallIssue]
 
 
 def test_a_schedule_that_is_no_function_is_refused_at_once():

@@ -137,6 +137,17 @@ def test_the_diagnostics_satisfy_the_closed_forms():
         assert abs(seen["alignment_displacement_tracked"]) == pytest.approx(alignment, rel=1e-5)
 
 
+@pytest.mark.parametrize(("source", "without"), [("lanczos", 4), ("free", 1), ("ritz", 0)])
+def test_before_there_is_a_vector_nothing_is_aligned(source, without):
+    """The displacement is SAM's until then, and the diagnostics say so."""
+    run = build(EigenSAM(rho=0.1, alpha=0.5, source=source))
+    names = ("alignment_gradient_tracked", "alignment_displacement_tracked")
+    for step, batch in enumerate(batches(6)):
+        step_by_closure(run, batch)
+        seen = [run.opt.diagnostics[name] for name in names]
+        assert seen == [0.0, 0.0] if step < without else min(seen) > 0, step
+
+
 def test_probes_leave_no_trace():
     """With alpha 0 the vector has no effect: the run is SAM's, bitwise, buffers and random numbers included."""
     from flatwise.methods import SAM

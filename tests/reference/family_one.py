@@ -147,7 +147,7 @@ def esam(params, base, losses, rho, beta, gamma, drawn):
         before = loss(reduction="none").detach()
         with moved(params, displacement):
             after = loss(reduction="none").detach()
-        count = math.ceil(gamma * len(before))
+        count = next(k for k in range(1, len(before) + 1) if k / len(before) >= gamma)
         chosen = sorted(range(len(before)), key=lambda i, rise=after - before: -rise[i].item())[:count]
         of_chosen = lambda loss=loss, chosen=chosen: sum(loss(reduction="none")[i] for i in chosen) / len(chosen)
         take_step(base, params, gradient_after(of_chosen, params, displacement))

@@ -181,7 +181,7 @@ def with_eigen_sam(params, base, losses, rho, alpha, every, find=exact):
 
 
 def power_iteration(iterations, draw):
-    """arXiv 2501.12666, algorithm 1, from the vector known and a tenth of the gradient, or the gradient and a tenth of noise."""
+    """The iteration of arXiv 2501.12666, algorithm 1, from another start than the official code's: see `first_vector`."""
 
     def find(known, loss, params, step):
         v = first_vector(known, loss, params, draw)
@@ -194,6 +194,10 @@ def power_iteration(iterations, draw):
 
 
 def first_vector(known, loss, params, draw):
+    """flatwise's own: the vector known and a tenth of the gradient, or the gradient and a tenth of noise.
+
+    The official code of Eigen-SAM starts at the vector known, or at noise, alone.
+    """
     g = flat(gradient(loss, params))
     much, little = (g, flat(draw())) if known is None else (flat(known), g)
     v = much / much.norm() + 0.1 * little / little.norm()

@@ -77,6 +77,46 @@ def test_reading_a_drift_changes_nothing():
     assert all(p.grad is None for p in objective.parameters())
 
 
+@pytest.mark.parametrize("method", [fw.methods.ASAM(rho=0.3), fw.methods.Late(fw.methods.ASAM(rho=0.3), start=0)])
+def test_a_method_that_goes_by_names_is_told_those_of_the_model(method):
+    """For a whole batch: the method's own first step of SGD with learning rate 1."""
+    objective = network()
+    whole = objective.on([tuple(map(torch.cat, zip(*objective.data)))])
+    expected = flat(drift(method, whole))
+    before = flat(whole.weights).clone()
+    optimizer = fw.SharpnessAware(torch.optim.SGD(whole.parameters(), lr=1.0), method, model=whole.model)
+    for p in optimizer.passes():
+        p.backward(whole.loss(whole.data[0]))
+    optimizer.step()
+    torch.testing.assert_close(flat(whole.weights) - before, expected)
+
+
+def test_the_drift_along_a_momentum_is_that_of_the_state():
+    objective = network()
+    method = fw.methods.MomentumSAM(rho=0.2)
+    state = method.init(objective.weights)
+    state.momentum = [torch.ones_like(w) for w in objective.weights]
+    found = flat(drift(method, objective, state))
+    with objective.displaced() as place:
+        place.to(state.momentum, -0.2 / flat(state.momentum).norm().item())
+        expected = -flat(objective.gradient())
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("around", [lambda method: method, fw.methods.Stable])
+def test_a_method_that_needs_a_momentum_is_not_taken_for_sgd(around):
+    objective = network()
+    method = around(fw.methods.MomentumSAM())
+    for state in (None, method.init(objective.weights)):
+        with pytest.raises(ValueError, match=r"there is none here: pass a state that has it"):
+            drift(method, objective, state)
+
+
+def test_a_method_that_chooses_samples_has_no_drift_here():
+    with pytest.raises(ValueError, match="the losses of single samples, which an objective does not show"):
+        drift(fw.methods.ESAM(gamma=0.5), network())
+
+
 def test_at_a_zero_gradient_sam_stays():
     ensemble = Ensemble(network())
     still = ensemble.fields(lambda loss: sam(0.5)(lambda x: 0 * loss(x)), ensemble.weights.unsqueeze(0))

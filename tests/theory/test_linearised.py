@@ -106,6 +106,14 @@ def test_interval_sam_is_at_its_edge_where_the_product_of_its_steps_is_minus_one
     assert found.period == every
 
 
+@pytest.mark.parametrize(("rho", "ratio"), [(0.01, 2.25), (0.1, 5.24), (1.0, 1.12)])
+def test_interval_sams_edge_lies_between_sams_and_gradient_descents(rho: float, ratio: float) -> None:
+    """How far above SAM's is no multiple of the period."""
+    found = method_edge(M.Interval(M.SAM(rho), 5), 0.2, 0.02).curvature
+    assert found / sam_edge(0.2, rho, 0.02) == pytest.approx(ratio, abs=0.005)
+    assert found < gd_edge(0.2)
+
+
 def test_stable_sams_edge_rises_with_the_alignment() -> None:
     a = 0.5
     x = edge(M.Stable(M.SAM(RHO)), alignment=a).curvature

@@ -23,7 +23,7 @@ class AESAM(Dialogue):
 
     Args:
         rho: the norm of the displacement; >= 0, and 0 is the base optimizer.
-        steps: over how many steps `c` changes, usually all of the training; >= 1.
+        steps: over how many steps `c` changes, usually all of the training; >= 1. The default is ours.
         start: `c` at step 0.
         end: `c` from `steps` on.
         decay: of the running mean and variance; in [0, 1).

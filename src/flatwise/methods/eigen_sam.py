@@ -29,7 +29,9 @@ class EigenSAM(Dialogue):
 
     - "ritz": a refresh takes `iterations` Hessian-vector products that span a Krylov space, from which the largest Ritz
       pair is taken; the last product serves for a power step on it. Warm-started by the previous vector.
-    - "power": the power iteration of the paper, which follows the eigenvalue of largest magnitude, also a negative one.
+    - "power": power iteration as in the paper, which follows the eigenvalue of largest magnitude, also a negative one. It
+      starts at the previous vector and a tenth of the gradient, at first at the gradient and a tenth of noise; in the
+      official code at the previous vector alone, at first at noise.
     - "lanczos": the products of a refresh are spread over as many steps, each with that step's batch; the vector
       belongs to all of them, and `iterations` vectors more are remembered. A refresh that is due waits for the one
       before. With BatchNorm or dropout each product takes the gradient in evaluation mode, too.
@@ -113,9 +115,10 @@ class EigenSAM(Dialogue):
         sign, c = torch.sign(product), product * inverse_norm
         V.scale_(gradient, (1 - self.alpha * sign * c) * inverse_norm)
         V.add_(gradient, vector, self.alpha * sign)
-        stretch = (1 + sign.abs() * self.alpha**2 * (1 - c**2)).sqrt()
+        across = sign.abs() * (1 - c**2)  # nothing is added without a vector, or where it is orthogonal to the gradient
+        stretch = (1 + self.alpha**2 * across).sqrt()
         state.notes["alignment_gradient_tracked"] = c.abs()
-        state.notes["alignment_displacement_tracked"] = (c.abs() + self.alpha * (1 - c**2)) / stretch
+        state.notes["alignment_displacement_tracked"] = (c.abs() + self.alpha * across) / stretch
         return At.along(gradient, self.rho * stretch)
 
 
@@ -125,14 +128,18 @@ class EigenvaluePenalty(Dialogue):
 
     That is the third-order term of SAM whose displacement is along the top eigenvector `v`, without the others. The
     gradient of the eigenvalue is the second difference of gradients along `v`,
-    `(g(w + h v) - 2 g(w) + g(w - h v)) / h^2` (a derivation of ours, not of a paper). Three evaluations a step, and the
-    refreshes of the eigenvector as in `EigenSAM`.
+    `(g(w + h v) - 2 g(w) + g(w - h v)) / h^2` (a derivation of ours, not of a paper, and so are the defaults). Three
+    evaluations a step, and the refreshes of the eigenvector as in `EigenSAM`.
+
+    It is the gradient of the eigenvalue only where evaluation mode and training mode agree: without BatchNorm and dropout.
+    With them `v` is of evaluation mode and the three evaluations are in training mode, so that the penalty descended is
+    `v'Hv` with the Hessian of training mode and `v` held fixed, the eigenvalue of neither.
 
     Args:
         rho: the weight of the eigenvalue is half its square; >= 0, and 0 is the base optimizer at one evaluation.
         every: steps between refreshes; >= 1.
         iterations: Hessian-vector products a refresh; >= 1.
-        source: as in `EigenSAM`.
+        source: as in `EigenSAM`, but not "free", which learns from Eigen-SAM's own displacement.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
@@ -189,7 +196,7 @@ class XSAM(Dialogue):
         alpha: how much of the component is taken out; in [0, 2] in the paper; >= 0, and 0 is SAM.
         every: steps between refreshes; >= 1.
         iterations: Hessian-vector products a refresh; >= 1.
-        source: as in `EigenSAM`.
+        source: as in `EigenSAM`, but not "free", which learns from Eigen-SAM's own displacement.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.

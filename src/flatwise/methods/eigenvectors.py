@@ -27,7 +27,8 @@ SAME_IN_EVALUATION = "same_in_evaluation"
 NEXT_REFRESH = "next_refresh"
 
 # The first search starts at the gradient, which lies near the top eigenspaces, with this share of noise against the case of a
-# gradient that has no part in the wanted vector. Later searches start at the vector known, with this share of gradient.
+# gradient that has no part in the wanted vector. Later searches start at the vector known, with this share of gradient. So does
+# the power iteration, which in the official code of Eigen-SAM begins with noise and goes on from the vector known alone.
 SHARE = 0.1
 
 Eigenspace: TypeAlias = Callable[[Sequence[Vector], Vector], Sequence[Vector]]

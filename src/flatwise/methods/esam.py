@@ -33,7 +33,8 @@ class ESAM(Twice):
     Args:
         rho: the norm of the displacement in the mean; >= 0, and 0 is the base optimizer at one evaluation.
         beta: share of the tensors; in (0, 1], and 1 is all of them.
-        gamma: share of the samples; in (0, 1], and 1 is all of them. The paper's is 0.5.
+        gamma: share of the samples; in (0, 1], and 1 is all of them. The paper's is 0.5; the default is ours, for loops that
+            show no losses.
         seed: of the draw of tensors; >= 0.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The paper's power iteration."""
+"""Power iteration, with differences of gradients as products."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from flatwise.vectors import Vector
 def power_iteration(
     start: Vector, base: Vector, state: State, products: int, search: Search
 ) -> Generator[At, Evaluation, Vector]:
-    """`v <- H v / |H v|`, some times (arXiv 2501.12666, algorithm 1).
+    """`v <- H v / |H v|`, some times (arXiv 2501.12666, algorithm 1), from our own start.
 
-    It follows the eigenvalue of largest magnitude, also a negative one. Arguments as for `leading_ritz_vector`;
-    `search` is told the Rayleigh quotient of the last product and its residual.
+    The start, unlike in the official code, has a share of the gradient (`eigenvectors.SHARE`); with many products it does
+    not matter. The iteration follows the eigenvalue of largest magnitude, also a negative one.
+
+    Arguments as for `leading_ritz_vector`; `search` is told the Rayleigh quotient of the last product and its residual.
     """
     vector, length = V.unit(start), difference_length(state, base, SHORTEST)
     for _ in range(products):

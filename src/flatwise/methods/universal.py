@@ -92,7 +92,7 @@ class TraceSAM(_Universal):
     displacement. `1 + samples` evaluations a step; the first gradient is kept.
 
     Args:
-        rho: the norm of each displacement; >= 0, and 0 is the base optimizer at one evaluation.
+        rho: the norm of each displacement; >= 0, and 0 is the base optimizer at one evaluation. The default is ours.
         strength: the weight of the sharpness, lambda in the paper; >= 0, and 1 is the mean of the perturbed losses
             alone.
         samples: random points; >= 1.

@@ -150,7 +150,7 @@ class Late(_Now):
 
     Args:
         method: the method of the late phase.
-        start: its first step; >= 0.
+        start: its first step; >= 0. The default is ours.
         stop: the step from which on it is over, > start; None: never.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TypeAlias
 
 from flatwise.methods.checks import non_negative, positive_integer
@@ -82,14 +82,15 @@ class TiedToLearningRate:
 
     Args:
         highest: > lowest; usually the peak of the learning-rate schedule.
-        lowest: >= 0.
-        least: >= 0.
+        lowest: the learning rate at which the factor is `least`; >= 0, and below `highest`. By name alone.
+        least: the factor there; >= 0. By name alone.
 
     Raises:
         TypeError, ValueError: an argument is out of its range.
     """
 
     highest: float
+    _: KW_ONLY
     lowest: float = 0.0
     least: float = 0.0
 

@@ -136,7 +136,8 @@ class SharpnessAware(Wrapping):
                 the step after finished passes.
 
         Returns:
-            The loss at the weights (the mean over closures and replicas), 0-d and detached; None without closure.
+            The loss at the weights, or where a method never evaluates there (TSAM, MomentumSAM, NSO) at its first displaced
+                place: the mean over closures and replicas, 0-d and detached; None without closure.
 
         Raises:
             ValueError, TypeError: the closure returned no loss or never called backward; the weights are restored.
@@ -160,7 +161,7 @@ class SharpnessAware(Wrapping):
     @property
     @on_the_real_one
     def loss(self) -> Tensor | None:
-        """The loss of the last step, which is that at the weights, 0-d; None before the first. Does not wait for the device."""
+        """The loss of the last step, as `step` returns it, 0-d; None before the first. Does not wait for the device."""
         return self._last.loss if self._last is not None else None
 
     @property

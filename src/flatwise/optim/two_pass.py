@@ -49,7 +49,8 @@ def two_pass(
         max_norm: > 0; the norm to which the direction is clipped before the update.
 
     Returns:
-        A function `(inputs, *targets) -> loss`: the loss at the weights, 0-d and detached.
+        A function `(inputs, *targets) -> loss`: the loss as `SharpnessAware.step` returns it, at the weights or where a
+        method never evaluates there at its first displaced place; 0-d and detached.
 
     Raises:
         TypeError, ValueError: an argument is not what it should be; the message says what to pass.

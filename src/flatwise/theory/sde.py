@@ -6,8 +6,9 @@ One step of the method, with learning rate `lr` and a mini-batch drawn from M of
     dX = -b(X) dt + sqrt(lr / M) * sum_k (b_k(X) - b(X)) dW_k,    b = mean of b_k over the batches.
 
 Its noise has the covariance of a mini-batch's `b_k`, times lr, and M Brownian motions drive it: no covariance matrix is
-formed. With `b_k` SAM's expansion to first order in rho it is the second-order equation (arXiv 2301.08203), to second
-order the third-order one (arXiv 2501.12666; this form is a derivation of ours, the printed theorem was not at hand).
+formed. With `b_k` SAM's expansion to first order in rho it is the second-order equation (arXiv 2301.08203), but with the
+noise of the expansion itself, which keeps a term rho^2 that the published one drops. With the expansion to second order
+it is the third-order one (arXiv 2501.12666; this form is a derivation of ours, the printed theorem was not at hand).
 """
 
 from __future__ import annotations

@@ -124,6 +124,15 @@ def ratios(groups: Sequence[dict[str, Any]], method: Method) -> list[float]:
     return found
 
 
+def group_rhos(groups: Sequence[dict[str, Any]], method: Method) -> None:
+    """A group's own rho has an effect. A rho of 0 may stay: a method without one displaces nothing anyway."""
+    asked = [group["rho"] for group in groups if group.get("rho")]
+    if asked and not hasattr(method, "rho"):
+        raise ValueError(
+            f"rho={asked[0]} of a parameter group has no effect: the method {type(method).__name__} has no rho; leave it out"
+        )
+
+
 def _ratio(own: Any, rho: float | None) -> float:
     if rho is None:
         return 1.0

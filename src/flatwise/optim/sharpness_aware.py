@@ -78,6 +78,7 @@ class SharpnessAware(Wrapping):
         checks.model(model)
         checks.perturb(perturb, method)
         checks.ratios(base_optimizer.param_groups, method)
+        checks.group_rhos(base_optimizer.param_groups, method)
         checks.schedule(rho_schedule, method)
         checks.needs(method, base_optimizer, model)
         if model is None:
@@ -196,6 +197,7 @@ class SharpnessAware(Wrapping):
         self._restore()
         checks.group(param_group)
         checks.ratios([*self.param_groups, param_group], self.method)
+        checks.group_rhos([param_group], self.method)
         known = self._memory
         self.base.add_param_group(param_group)
         if known is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
+from flatwise import vectors as V
 from flatwise.methods import Method
 from flatwise.methods.checks import non_negative
 from flatwise.optim import messages, views
@@ -203,6 +204,17 @@ def needs(method: Method, base: Optimizer, model: nn.Module | None) -> None:
         raise ValueError(
             f"{name} projects on a subspace and has none: pass subspace=flatwise.curvature.eigenspace(objective)"
         )
+
+
+def initialises(base: Optimizer) -> bool:
+    """Whether a step only makes the base optimizer's state, as checkpoint libraries do: none yet, lr 0, gradients of 0.
+
+    Asking for gradients waits for the device; a warm-up from lr 0 gets that far once, and is no such step.
+    """
+    if base.state or any(float(group.get("lr", 1.0)) != 0 for group in base.param_groups):
+        return False
+    gradients = [p.grad for group in base.param_groups for p in group["params"]]
+    return not any(bool(g.any()) for g in V.locals_of(V.present(gradients)))
 
 
 def not_under_scaler() -> None:

@@ -344,7 +344,7 @@ class SharpnessAware(Wrapping):
     def _step_alone(self) -> None:
         if self._restore():
             raise RuntimeError(messages.UNFINISHED)
-        if all(float(group.get("lr", 1.0)) == 0 for group in self.param_groups):
+        if checks.initialises(self.base):
             self._remembered()
             self.base.step()
             return

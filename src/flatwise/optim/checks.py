@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
@@ -89,6 +90,19 @@ def model(value: object) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {value!r}")
     if value is not None and any(is_lazy(t) for t in (*value.parameters(), *value.buffers())):
         raise ValueError(messages.LAZY)
+
+
+def lacking(model: nn.Module, parameters: Sequence[Tensor]) -> int:
+    """How many of the parameters are not the model's."""
+    known = {id(p) for p in model.parameters()}
+    return sum(id(p) not in known for p in parameters)
+
+
+def warn_if_lacking(model: nn.Module | None, parameters: Sequence[Tensor], stacklevel: int) -> None:
+    """Say that the model is another one, or not all of it. No error: a loss may have parameters, too."""
+    if model is not None and (count := lacking(model, parameters)):
+        found = {"count": count, "all": len(parameters), "kind": type(model).__name__}
+        warnings.warn(messages.NOT_IN_MODEL.format(**found), UserWarning, stacklevel=stacklevel + 1)
 
 
 def perturb(value: object, method: Method) -> None:

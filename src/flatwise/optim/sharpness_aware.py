@@ -91,6 +91,7 @@ class SharpnessAware(Wrapping):
         self._reset()
         self._leftovers.remember([p.grad for p in self._parameters()])  # of an earlier optimizer, perhaps
         self._link(model)
+        checks.warn_if_lacking(model, self._parameters(), stacklevel=2)
         self._memory: State | None = None
         self._skipped = 0
 
@@ -188,6 +189,7 @@ class SharpnessAware(Wrapping):
         if self._memory is not None and self._memory.step == 0:
             self._memory = None  # a framework may have asked for it before it replaced the parameters by shards
         self._link(model)
+        checks.warn_if_lacking(model, self._parameters(), stacklevel=3)
 
     # --- groups and checkpoints -------------------------------------------------------------------------------
 

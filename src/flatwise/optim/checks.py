@@ -81,13 +81,18 @@ def method(value: object) -> None:
     if isinstance(value, type):
         raise TypeError(f"method must be an instance, got the class {value.__name__}: pass {value.__name__}()")
     if not (hasattr(value, "passes") and hasattr(value, "init")):
-        raise TypeError(f"method must be one of flatwise.methods, such as SAM(rho=0.05), got {value!r}")
+        raise TypeError(
+            f"method must be one of flatwise.methods, got a {type(value).__name__}: "
+            "SharpnessAware(base_optimizer, SAM(rho=0.05), model=model)"
+        )
 
 
 def model(value: object) -> None:
     """A module, or None."""
     if value is not None and not isinstance(value, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {value!r}")
+        raise TypeError(
+            f"model must be a torch.nn.Module, got a {type(value).__name__}; for several modules pass nn.ModuleList([a, b])"
+        )
     if value is not None and any(is_lazy(t) for t in (*value.parameters(), *value.buffers())):
         raise ValueError(messages.LAZY)
 

@@ -43,6 +43,11 @@ NO_GRADIENT = (
     "that depends on the parameters of this optimizer"
 )
 
+USED_UP = (
+    ". An earlier pass of this step had one: was the iterator of micro-batches used up by the first pass? Make a list of them, "
+    "once, before the loop over passes"
+)
+
 NOT_RECORDED = (
     "backward ran in this pass, but the pass was not told its loss: call p.record(loss) after it (after accelerator.backward, "
     "fabric.backward, self.manual_backward), or p.backward(loss) in its place"

@@ -154,8 +154,11 @@ class Pass:
     def _without_gradient(self) -> str:
         if self._waiting:
             return messages.NEVER_SYNCHRONISED
-        ran = self._weight == 0 and any(p.grad is not None for p in self._parameters)
-        return messages.NOT_RECORDED if ran else messages.NO_GRADIENT
+        if self._weight:
+            return messages.NO_GRADIENT
+        if any(p.grad is not None for p in self._parameters):
+            return messages.NOT_RECORDED
+        return messages.NO_GRADIENT if self.counts else messages.NO_GRADIENT + messages.USED_UP
 
     def _check(self, loss: object, weight: float) -> None:
         if not self._open:

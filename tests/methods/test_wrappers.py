@@ -229,6 +229,17 @@ def test_the_mean_cost_is_as_counted():
 # --- what is passed on ------------------------------------------------------------------------------------------------
 
 
+def test_a_share_of_the_run_is_answered_with_how_to_count_its_steps():
+    with pytest.raises(
+        TypeError, match=r"start must be an integer, .* got 0\.75: .* int\(0\.75 \* epochs \* len\(loader\)\)"
+    ):
+        Late(SAM(), start=0.75)
+    with pytest.raises(TypeError, match=r"stop must be an integer, .* for the command line"):
+        Late(SAM(), start=3, stop=1.0)
+    with pytest.raises(TypeError, match=r"steps must be an integer, .* for the command line"):
+        AESAM(steps=0.5)
+
+
 @pytest.mark.parametrize("wrap", [Stable, Late, Interval])
 def test_a_method_without_rho_has_none_within(wrap):
     assert not hasattr(wrap(SGD()), "rho")

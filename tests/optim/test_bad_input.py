@@ -1,5 +1,7 @@
 """Each mistake gets one clear ValueError or TypeError, and nothing is lost: the next good step is as if it had not been."""
 
+import warnings
+
 import pytest
 import torch
 from methods.cases import every_method
@@ -231,6 +233,63 @@ def test_a_wrapper_as_base():
 def test_what_is_no_model(model):
     with pytest.raises(TypeError, match="model"):
         fw.SharpnessAware(sgd(mlp().parameters()), methods.SAM(), model=model)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "model"),
+    [(4, lambda a, b: mlp()), (2, lambda a, b: a), (0, lambda a, b: nn.ModuleList([a, b]))],
+    ids=["another network", "one of two", "both"],
+)
+def test_a_model_that_lacks_parameters_of_the_optimizer_is_told_once(lacking, model):
+    a, b = nn.Linear(6, 10), nn.Linear(10, 3)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        opt = fw.SharpnessAware(sgd([*a.parameters(), *b.parameters()]), methods.SAM(), model=model(a, b))
+        for _ in range(2):
+            for p in opt.passes():
+                p.backward(b(a(torch.ones(4, 6))).square().mean())
+            opt.step()
+    assert len(told) == bool(lacking)
+    for warning in told:
+        assert f"{lacking} of the optimizer's 4 parameters are not in the model" in str(warning.message)
+        assert "nn.ModuleList([a, b])" in str(warning.message)
+        assert warning.filename == __file__
+
+
+def test_a_model_that_is_set_later_is_looked_at_too():
+    run = build(methods.SAM())
+    with pytest.warns(UserWarning, match="are not in the model") as told:
+        run.opt.model = mlp()
+    assert told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.opt.model = torch.compile(nn.ModuleList([run.model]))
+
+
+def test_method_and_model_swapped_are_told_without_the_network_written_out():
+    model = mlp()
+    with pytest.raises(
+        TypeError, match=r"got a Sequential: SharpnessAware\(base_optimizer, SAM\(rho=0.05\), model=model\)"
+    ):
+        fw.SharpnessAware(sgd(model.parameters()), model, methods.SAM())
+
+
+def test_several_modules_are_told_how_to_be_one_model():
+    a, b = mlp(), mlp()
+    with pytest.raises(TypeError, match=r"got a list; for several modules pass nn.ModuleList\(\[a, b\]\)$"):
+        fw.SharpnessAware(sgd([*a.parameters(), *b.parameters()]), methods.SAM(), model=[a, b])
+
+
+def test_micro_batches_that_the_first_pass_used_up_are_named_as_a_possible_cause():
+    run = build(methods.SAM())
+    before = snapshot(run)
+    micro_batches = iter(batches(2))
+    with pytest.raises(ValueError, match="was the iterator of micro-batches used up by the first pass"):
+        loop(run, lambda p: [p.backward(loss_of(run.model, batch)) for batch in micro_batches])
+    assert_same(snapshot(run), before)
+    with pytest.raises(ValueError, match="no parameter received a gradient in this pass") as caught:
+        loop(run, lambda p: None)
+    assert "micro-batches" not in str(caught.value)
 
 
 def test_a_misspelt_perturb_is_answered_with_the_nearest():

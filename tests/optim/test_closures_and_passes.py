@@ -20,6 +20,8 @@ from optim.problems import (
     train,
 )
 
+from flatwise.methods import SAM, TSAM, LookSAM
+
 
 @every_base
 @every_method
@@ -223,6 +225,34 @@ def test_a_pass_says_where_it_is(case):
     assert seen[0] == (True, False)
     assert not seen[-1][0]
     assert torch.equal(flat(run.params), start)
+
+
+@every_method
+def test_one_pass_of_a_step_counts_for_metrics(case):
+    run = build(case.method)
+    for batch in batches(6):
+        seen = []
+        for p in run.opt.passes():
+            seen.append((p.counts, p.is_probe))
+            p.backward(loss_of(run.model, batch))
+        run.opt.step()
+        assert seen.index((True, False)) == [is_probe for _, is_probe in seen].index(False)
+        assert sum(counts for counts, _ in seen) == 1
+
+
+@pytest.mark.parametrize("each", [False, True])
+@pytest.mark.parametrize("method", [SAM(), LookSAM(every=2), TSAM()], ids=["sam", "looksam", "never at the weights"])
+def test_every_sample_counts_once_for_metrics(method, each):
+    run = build(method)
+    for batch in batches(3):
+        parts = halves(batch)
+        counted = []
+        for p in run.opt.passes(parts=2, each=each):
+            for micro_batch in halves(parts[p.part], (4, 4)):
+                counted += [micro_batch[0]] if p.counts else []
+                p.backward(loss_of(run.model, micro_batch))
+        run.opt.step()
+        assert torch.equal(torch.cat(counted), batch[0])
 
 
 @every_method

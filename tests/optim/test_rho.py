@@ -170,10 +170,25 @@ def test_a_group_may_be_added_in_the_middle_of_a_run(case):
     data = batches(8)
     train(run, data[:4])
     before = flat(run.model[2].parameters())
-    run.opt.add_param_group({"params": list(run.model[2].parameters()), "rho": 0.02})
+    run.opt.add_param_group(
+        {"params": list(run.model[2].parameters()), "rho": 0.02 if hasattr(case.method, "rho") else 0.0}
+    )
     train(run, data[4:])
     assert not torch.equal(flat(run.model[2].parameters()), before)
     assert torch.isfinite(flat(run.params)).all()
+
+
+@pytest.mark.parametrize("method", [methods.SGD(), methods.PRGD(), methods.Late(methods.SGD())])
+def test_a_groups_rho_is_refused_where_the_method_has_none(method):
+    """But 0, which says what such a method does, and what was there when another method took over."""
+    with pytest.raises(ValueError, match=r"has no effect: the method .* has no rho"):
+        build(method, groups=two_groups(0.1))
+    run = build(method, groups=lambda model: [{"params": list(model[0].parameters()), "rho": 0.0}])
+    with pytest.raises(ValueError, match="has no effect"):
+        run.opt.add_param_group({"params": list(run.model[2].parameters()), "rho": 0.1})
+    switched = build(methods.SAM(rho=RHO), groups=two_groups(0.1))
+    switched.opt.method = method
+    train(switched, batches(1))
 
 
 @pytest.mark.parametrize("rho", [-0.1, float("nan"), float("inf"), None, "0.05"])

@@ -146,3 +146,18 @@ def test_gradients_may_be_inspected_after_the_passes(case):
     norm = torch.nn.utils.clip_grad_norm_(run.params, 1.0)
     assert norm.item() > 0
     run.opt.step()
+
+
+@pytest.mark.parametrize("steps", [0, 2], ids=["without state", "with state"])
+@every_displacing_method
+def test_a_warm_up_from_lr_zero_does_not_hide_the_missing_passes(case, steps):
+    run = build(case.method)
+    train(run, batches(steps))
+    for group in run.opt.param_groups:
+        group["lr"] = 0.0
+    run.opt.zero_grad()
+    loss_of(run.model, batches(1)[0]).backward()
+    before = snapshot(run)
+    with pytest.raises(RuntimeError, match="closure"):
+        run.opt.step()
+    assert_same(snapshot(run), before)

@@ -89,3 +89,21 @@ def test_nothing_of_the_perturbation_is_saved():
         extra = {name: value for name, value in entry.items() if name not in base["state"][i]}
         assert entry.keys() >= base["state"][i].keys() == {"momentum_buffer"}
         assert all(name.startswith("flatwise.") and value.numel() == 1 for name, value in extra.items())
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_the_base_goes_on_without_the_method_from_a_state_of_its_own(steps):
+    """Also before the first step, and with a parameter that never had a gradient: AdamW takes any entry for a full one."""
+    model, optimizer = prepared("adamw")
+    unused = torch.nn.Parameter(torch.ones(1))
+    model.register_parameter("unused", unused)
+    optimizer.add_param_group({"params": [unused]})
+    for batch in batches(steps):
+        step(model, optimizer, batch)
+    plain = torch.optim.AdamW([{"params": [p for p in model.parameters() if p is not unused]}, {"params": [unused]}])
+    plain.load_state_dict(optimizer.base.state_dict())
+    loss_of(model, batches(1)[0]).backward()
+    unused.grad = torch.ones(1)
+    plain.step()
+    assert all(plain.state[p]["step"] == steps + 1 for p in model.parameters() if p is not unused)
+    assert plain.state[unused]["step"] == 1

@@ -22,7 +22,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim import Optimizer
 
-from flatwise.optim import Pass, Passes, SharpnessAware, unwrap
+from flatwise.optim import Pass, Passes, SharpnessAware, checks, unwrap
 
 NOT_PREPARED = (
     "passes() needs the optimizer that accelerator.prepare returned, got {kind}: "
@@ -123,10 +123,8 @@ def refuse_engine(accelerator: Accelerator) -> None:
 
 def _link(accelerator: Accelerator, model: nn.Module, optimizer: SharpnessAware) -> None:
     """Let the optimizer know the model as the accelerator has wrapped it: DistributedDataParallel, FSDP2, compiled."""
-    known = {id(p) for p in model.parameters()}
-    lacking = [p for group in optimizer.param_groups for p in group["params"] if id(p) not in known]
-    if lacking:
-        raise ValueError(NOT_ITS_MODEL.format(kind=type(model).__name__, count=len(lacking)))
+    if lacking := checks.lacking(model, optimizer._parameters()):
+        raise ValueError(NOT_ITS_MODEL.format(kind=type(model).__name__, count=lacking))
     optimizer.model = model
     if accelerator.num_processes > 1 and not optimizer._replicas.many:
         raise ValueError(NOT_SHARED.format(count=accelerator.num_processes))

@@ -136,7 +136,7 @@ class SharpnessAwareMixin(_AnyTrainer):
         window, self._held = self._held, []
         losses: dict[tuple[bool, bool], Tensor] = {}
         for p in passes(self.accelerator, model, self.optimizer):
-            with self._counting(not p.is_probe and all(probe for probe, _ in losses)):
+            with self._counting(p.counts):
                 loss = self._accumulated(model, window)
             p.record(loss)
             losses.setdefault((p.is_probe, not p.at_weights), loss)

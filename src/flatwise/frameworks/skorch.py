@@ -78,7 +78,7 @@ class SharpnessAwareMixin(_Net):
         for p in self.optimizer_.passes():
             step = self.train_step_single(batch, **fit_params)
             p.record(step["loss"])
-            steps += [] if steps or p.is_probe else [step]
+            steps += [step] if p.counts else []
         named = TeeGenerator(self.get_all_learnable_params())
         self.notify("on_grad_computed", named_parameters=named, batch=batch, training=True)
         self.optimizer_.step()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flatwise import vectors as V
-from flatwise.methods.checks import finite, fraction, non_negative, positive_integer
+from flatwise.methods.checks import finite, fraction, no_share, non_negative, positive_integer
 from flatwise.methods.dialogue import At, Dialogue, Evaluation, Passes, State
 from flatwise.vectors import Vector
 
@@ -40,6 +40,7 @@ class AESAM(Dialogue):
 
     def __post_init__(self) -> None:
         non_negative("rho", self.rho)
+        no_share("steps", self.steps)
         positive_integer("steps", self.steps)
         finite("start", self.start)
         finite("end", self.end)

@@ -60,6 +60,15 @@ def share(name: str, value: object) -> None:
         raise ValueError(f"{name} must be in (0, 1], got {value!r}")
 
 
+def no_share(name: str, value: object) -> None:
+    """Refuse a share of the run where steps are counted: only the command line knows how long the run is."""
+    if isinstance(value, float) and 0 < value <= 1:
+        raise TypeError(
+            f"{name} must be an integer, a number of steps, got {value!r}: a share of the run is for the command line alone. "
+            f"Here pass int({value!r} * epochs * len(loader))"
+        )
+
+
 def one_of(name: str, value: object, known: Sequence[str], otherwise: str = "") -> None:
     """Refuse anything but one of the names; `otherwise` goes on with what else would be right."""
     if value not in known:

@@ -21,7 +21,7 @@ class MomentumSAM(Dialogue):
     so this looks ahead like Nesterov's momentum (which it is for `rho = lr * momentum * |m|`), but further. The first
     step, without momentum, is the base optimizer's. Weight decay is the base optimizer's, at the weights; in the
     official code it is at the displaced ones. The loss of a step is the one at the displaced weights, and buffers
-    advance there.
+    advance there. Around RMSprop with momentum, `m` is the running sum of preconditioned gradients, the direction of its steps.
 
     Args:
         rho: the norm of the displacement; >= 0. Much larger than SAM's: 3 in the paper, where SAM's is 0.2.

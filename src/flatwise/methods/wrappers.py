@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flatwise import vectors as V
-from flatwise.methods.checks import a_method, positive_integer, whole
+from flatwise.methods.checks import a_method, no_share, positive_integer, whole
 from flatwise.methods.dialogue import At, Dialogue, Evaluation, Passes, State
 from flatwise.vectors import Vector
 
@@ -162,8 +162,10 @@ class Late(_Now):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        no_share("start", self.start)
         whole("start", self.start)
         if self.stop is not None:
+            no_share("stop", self.stop)
             whole("stop", self.stop)
             if self.stop <= self.start:
                 raise ValueError(f"stop must be above start, got start={self.start}, stop={self.stop}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
+from flatwise import vectors as V
 from flatwise.methods import Method
 from flatwise.methods.checks import non_negative
 from flatwise.optim import messages, views
@@ -79,15 +81,33 @@ def method(value: object) -> None:
     if isinstance(value, type):
         raise TypeError(f"method must be an instance, got the class {value.__name__}: pass {value.__name__}()")
     if not (hasattr(value, "passes") and hasattr(value, "init")):
-        raise TypeError(f"method must be one of flatwise.methods, such as SAM(rho=0.05), got {value!r}")
+        raise TypeError(
+            f"method must be one of flatwise.methods, got a {type(value).__name__}: "
+            "SharpnessAware(base_optimizer, SAM(rho=0.05), model=model)"
+        )
 
 
 def model(value: object) -> None:
     """A module, or None."""
     if value is not None and not isinstance(value, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {value!r}")
+        raise TypeError(
+            f"model must be a torch.nn.Module, got a {type(value).__name__}; for several modules pass nn.ModuleList([a, b])"
+        )
     if value is not None and any(is_lazy(t) for t in (*value.parameters(), *value.buffers())):
         raise ValueError(messages.LAZY)
+
+
+def lacking(model: nn.Module, parameters: Sequence[Tensor]) -> int:
+    """How many of the parameters are not the model's."""
+    known = {id(p) for p in model.parameters()}
+    return sum(id(p) not in known for p in parameters)
+
+
+def warn_if_lacking(model: nn.Module | None, parameters: Sequence[Tensor], stacklevel: int) -> None:
+    """Say that the model is another one, or not all of it. No error: a loss may have parameters, too."""
+    if model is not None and (count := lacking(model, parameters)):
+        found = {"count": count, "all": len(parameters), "kind": type(model).__name__}
+        warnings.warn(messages.NOT_IN_MODEL.format(**found), UserWarning, stacklevel=stacklevel + 1)
 
 
 def perturb(value: object, method: Method) -> None:
@@ -122,6 +142,15 @@ def ratios(groups: Sequence[dict[str, Any]], method: Method) -> list[float]:
         size = 1 if isinstance(parameters, Tensor) else len(list(parameters))
         found += [_ratio(group.get("rho", rho), rho)] * size
     return found
+
+
+def group_rhos(groups: Sequence[dict[str, Any]], method: Method) -> None:
+    """A group's own rho has an effect. A rho of 0 may stay: a method without one displaces nothing anyway."""
+    asked = [group["rho"] for group in groups if group.get("rho")]
+    if asked and not hasattr(method, "rho"):
+        raise ValueError(
+            f"rho={asked[0]} of a parameter group has no effect: the method {type(method).__name__} has no rho; leave it out"
+        )
 
 
 def _ratio(own: Any, rho: float | None) -> float:
@@ -194,6 +223,17 @@ def needs(method: Method, base: Optimizer, model: nn.Module | None) -> None:
         raise ValueError(
             f"{name} projects on a subspace and has none: pass subspace=flatwise.curvature.eigenspace(objective)"
         )
+
+
+def initialises(base: Optimizer) -> bool:
+    """Whether a step only makes the base optimizer's state, as checkpoint libraries do: none yet, lr 0, gradients of 0.
+
+    Asking for gradients waits for the device; a warm-up from lr 0 gets that far once, and is no such step.
+    """
+    if base.state or any(float(group.get("lr", 1.0)) != 0 for group in base.param_groups):
+        return False
+    gradients = [p.grad for group in base.param_groups for p in group["params"]]
+    return not any(bool(g.any()) for g in V.locals_of(V.present(gradients)))
 
 
 def not_under_scaler() -> None:

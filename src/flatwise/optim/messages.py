@@ -32,9 +32,20 @@ NO_MODEL = (
     "Pass model=model to switch that on."
 )
 
+NOT_IN_MODEL = (
+    "{count} of the optimizer's {all} parameters are not in the model that it was given (a {kind}), so nobody looks after the "
+    "buffers (BatchNorm statistics advance in every pass), modes and replicas of the module that has them. Pass the model that "
+    "the optimizer trains; where it trains several modules, or a loss with parameters, model=nn.ModuleList([a, b])"
+)
+
 NO_GRADIENT = (
     "no parameter received a gradient in this pass: call p.backward(loss), or loss.backward() in the closure, on a loss "
     "that depends on the parameters of this optimizer"
+)
+
+USED_UP = (
+    ". An earlier pass of this step had one: was the iterator of micro-batches used up by the first pass? Make a list of them, "
+    "once, before the loop over passes"
 )
 
 NOT_RECORDED = (

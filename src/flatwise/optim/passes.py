@@ -23,13 +23,17 @@ class Pass:
     Attributes:
         at_weights: whether the weights are the undisplaced ones.
         is_probe: whether this evaluation only measures (evaluation mode; its loss is not part of training).
+        counts: whether to update metrics: in one evaluation of each part of a step's data, the first that is no probe.
         part: the part of the batch to evaluate, counted from 0, when `passes(parts=...)` was asked for; else 0.
     """
 
-    def __init__(self, at: At, part: int, parameters: list[Tensor], replicas: Replicas, scaler: Any) -> None:
+    def __init__(
+        self, at: At, counts: bool, part: int, parameters: list[Tensor], replicas: Replicas, scaler: Any
+    ) -> None:
         self.at_weights = at.vector is None
         self._selection = at.selection
         self.is_probe = at.probe
+        self.counts = counts
         self.part = part
         self._parameters = parameters
         self._replicas = replicas
@@ -150,8 +154,11 @@ class Pass:
     def _without_gradient(self) -> str:
         if self._waiting:
             return messages.NEVER_SYNCHRONISED
-        ran = self._weight == 0 and any(p.grad is not None for p in self._parameters)
-        return messages.NOT_RECORDED if ran else messages.NO_GRADIENT
+        if self._weight:
+            return messages.NO_GRADIENT
+        if any(p.grad is not None for p in self._parameters):
+            return messages.NOT_RECORDED
+        return messages.NO_GRADIENT if self.counts else messages.NO_GRADIENT + messages.USED_UP
 
     def _check(self, loss: object, weight: float) -> None:
         if not self._open:

@@ -78,6 +78,7 @@ class SharpnessAware(Wrapping):
         checks.model(model)
         checks.perturb(perturb, method)
         checks.ratios(base_optimizer.param_groups, method)
+        checks.group_rhos(base_optimizer.param_groups, method)
         checks.schedule(rho_schedule, method)
         checks.needs(method, base_optimizer, model)
         if model is None:
@@ -90,6 +91,7 @@ class SharpnessAware(Wrapping):
         self._reset()
         self._leftovers.remember([p.grad for p in self._parameters()])  # of an earlier optimizer, perhaps
         self._link(model)
+        checks.warn_if_lacking(model, self._parameters(), stacklevel=2)
         self._memory: State | None = None
         self._skipped = 0
 
@@ -188,6 +190,7 @@ class SharpnessAware(Wrapping):
         if self._memory is not None and self._memory.step == 0:
             self._memory = None  # a framework may have asked for it before it replaced the parameters by shards
         self._link(model)
+        checks.warn_if_lacking(model, self._parameters(), stacklevel=3)
 
     # --- groups and checkpoints -------------------------------------------------------------------------------
 
@@ -197,6 +200,7 @@ class SharpnessAware(Wrapping):
         self._restore()
         checks.group(param_group)
         checks.ratios([*self.param_groups, param_group], self.method)
+        checks.group_rhos([param_group], self.method)
         known = self._memory
         self.base.add_param_group(param_group)
         if known is not None:
@@ -343,7 +347,7 @@ class SharpnessAware(Wrapping):
     def _step_alone(self) -> None:
         if self._restore():
             raise RuntimeError(messages.UNFINISHED)
-        if all(float(group.get("lr", 1.0)) == 0 for group in self.param_groups):
+        if checks.initialises(self.base):
             self._remembered()
             self.base.step()
             return

@@ -52,6 +52,7 @@ class Step:
         self._new_state = state
         self._new_stage = stage
         self._stage: Stage | None = None
+        self._counted = False
         self._checks: list[Tensor] = []
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
@@ -98,6 +99,7 @@ class Step:
 
     def _dialogue(self, parts: list[int]) -> Generator[Pass, None, Vector]:
         self._stage = stage = self._new_stage()
+        self._counted = False
         state = self._new_state()
         self._losses.append(torch.zeros(()))
         self._norms.append(torch.zeros(()))
@@ -124,7 +126,9 @@ class Step:
             return finished.direction
 
     def _evaluate(self, stage: Stage, at: At, parts: list[int]) -> Generator[Pass, None, Evaluation]:
-        p = Pass(at, parts[0], stage.parameters, self.replicas, self.scaler)
+        counts = not (self._counted or at.probe)
+        self._counted |= counts
+        p = Pass(at, counts, parts[0], stage.parameters, self.replicas, self.scaler)
         with stage.visit(p.at_weights, p.is_probe):
             stage.displace(at)
             del at  # what was released to the request need not live through the evaluation

@@ -136,7 +136,7 @@ def _check(optimizer: object, model: object, loss_fn: object, max_norm: float | 
     if not isinstance(optimizer, SharpnessAware):
         raise TypeError(f"optimizer must be a SharpnessAware, got {type(optimizer).__name__}; wrap it in one first")
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
+        raise TypeError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function of (model(inputs), *targets), got {loss_fn!r}")
     if max_norm is not None and not (isfinite(max_norm) and max_norm > 0):

@@ -44,7 +44,7 @@ def names(parameters: Sequence[Tensor | None], model: nn.Module | None) -> list[
 
 
 def has_momentum(base: Optimizer) -> bool:
-    """Whether the base optimizer keeps a running sum or mean of gradients, as far as its settings tell."""
+    """Whether the base optimizer keeps a running sum or mean of gradients (preconditioned in RMSprop), as its settings tell."""
     return all(any(_first(group.get(name)) for name in _SETTINGS) for group in base.param_groups)
 
 

@@ -26,7 +26,7 @@ class Compare:
     """Train methods over seeds on parallel processes, print a table and write a report; the same command continues."""
 
     methods: tuple[str, ...] = ("sgd", "sam", "eigen-sam")
-    """The methods to compare, or all; settings of methods, such as rho and alpha, go to those that have them."""
+    """The methods to compare, by name or as module:Class of your own, or all; settings such as rho go to those that have them."""
 
     seeds: int = 3
     """How many seeds: 0, 1, 2 ..."""

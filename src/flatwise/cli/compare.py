@@ -32,7 +32,8 @@ class Compare:
     """How many seeds: 0, 1, 2 ..."""
 
     equal: Annotated[tuple[Literal["steps", "evaluations"], ...], tyro.conf.arg(help_behavior_hint="")] = ()
-    """Compare at equal steps, at equal gradient evaluations (2 for a step, SAM's), or both; default: steps, or --evaluations."""
+    """Compare at equal steps, at equal gradient evaluations (2 for a step, SAM's), or both; default: steps, or --evaluations.
+    At equal steps SAM has twice the compute of SGD; the report says so."""
 
     tune: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUES [...]", help_behavior_hint="")] = ()
     """Choose hyper-parameters on a validation split first: rho=0.05,0.1, or multiples of each method's own: rho=x0.5,x1,x2."""

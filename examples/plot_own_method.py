@@ -111,6 +111,9 @@ print(
 print({name: round(value, 3) for name, value in optimizer.diagnostics.items()})
 
 # %%
+# In a file ``looks.py`` it goes by the name ``looks:SecondLook`` wherever a method does, beside ``sam``:
+# ``flatwise compare --methods sgd sam looks:SecondLook --rho 0.1``; other hyper-parameters with ``--hyper``.
+#
 # Three evaluations a step, as asked for. A method that remembers something from step to step keeps it in
 # ``state.vectors`` and ``state.numbers``, which are part of the checkpoint; :doc:`/how-a-step-works` has the whole
 # story.

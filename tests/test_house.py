@@ -8,18 +8,19 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "flatwise"
 GROUND = {"vectors", "objective", "modules"}
-LIBRARY = GROUND | {"methods", "optim", "curvature", "landscape", "theory", "tasks", "runs", "statistics"}
+LIBRARY = GROUND | {"plugins", "methods", "optim", "curvature", "landscape", "theory", "tasks", "runs", "statistics"}
 MAY_IMPORT = {
     "vectors": set(),
     "modules": set(),
     "objective": {"vectors", "modules"},
-    "methods": {"vectors"},
+    "plugins": set(),
+    "methods": {"vectors", "plugins"},
     "optim": {"methods", "vectors", "modules"},
     "frameworks": {"optim", "methods", "vectors", "modules"},
     "curvature": {"vectors", "objective"},
     "landscape": {"vectors", "objective", "modules"},
     "theory": {"vectors", "objective", "methods"},
-    "tasks": set(),
+    "tasks": {"plugins"},
     "runs": set(),
     "statistics": set(),
     "processes": set(),
@@ -32,6 +33,7 @@ MAY_IMPORT = {
     "__init__": LIBRARY,
 }
 PACKAGES = {room: {"torch"} for room in GROUND} | {
+    "plugins": set(),
     "runs": set(),
     "statistics": set(),
     "processes": {"ray"},

@@ -28,7 +28,9 @@ def test_the_list_of_claims_has_the_verdicts_of_the_last_run(tmp_path, capsys):
 def test_claims_are_listed_without_any_that_were_tried(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert flatwise("list", "claims") == 0
-    assert "third-order-sde" in capsys.readouterr().out
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines["third-order-sde"].endswith("small: about 5 minutes on two cores]")  # 5 seeds of 120 s
+    assert lines["stable-sam"].endswith("small: about 1 minute on two cores]")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import time
 import pytest
 from training.mirrored import offline_folders, scalars
 
+from flatwise import __version__
 from flatwise.cli.main import main
 from flatwise.runs import Run
 
@@ -69,6 +70,16 @@ def test_list(capsys, what, names):
     listed = [line.split()[0] for line in lines]
     assert set(names) <= set(listed)
     assert all(len(line.split()) > 2 for line in lines)
+
+
+def test_the_version_is_said(capsys):
+    assert flatwise("--version") is None
+    assert capsys.readouterr().out == f"flatwise {__version__}\n"
+
+
+def test_a_misspelt_command_is_answered_with_the_nearest(capsys):
+    assert flatwise("trian", "--method", "sam") == 2
+    assert "no command is called 'trian'; did you mean 'train'?" in capsys.readouterr().err
 
 
 def test_a_reader_that_has_read_enough_is_no_error():

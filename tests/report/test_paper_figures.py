@@ -137,5 +137,5 @@ def test_without_matplotlib_it_is_said_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr(builtins, "__import__", without)
     check_formats([])
-    with pytest.raises(ValueError, match=re.escape('pip install "flatwise[figures]"')):
+    with pytest.raises(ValueError, match=re.escape('pip install ".[figures]"')):
         check_formats(["pdf", "png"])

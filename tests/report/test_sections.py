@@ -56,6 +56,7 @@ def test_every_section_has_its_sentences_and_its_numbers(comparison: Callable[..
     sentences = table(folder).summary
     assert sentences[0].startswith("At equal steps, 640 each: over 3 seeds, test accuracy is higher with SAM")
     assert sentences[2].startswith("At equal gradient evaluations, 1,280 each: over 3 seeds")
+    assert not any("--equal evaluations" in sentence for sentence in sentences)  # they are there
 
 
 def test_the_page_shows_both_sections_and_what_was_tuned(comparison: Callable[..., Path]) -> None:

@@ -147,7 +147,33 @@ def test_an_edge_run_that_diverged_is_not_counted(edge: Callable[..., Path]) -> 
 
 
 def test_a_comparison_speaks_of_its_edge_study_too(demo: Path) -> None:
-    accuracy, eigenvalue, edge_sentence = table(demo).summary
+    accuracy, eigenvalue, cost, edge_sentence = table(demo).summary
     assert "test accuracy is higher with SAM than with SGD" in accuracy
     assert "the top Hessian eigenvalue is lower with SAM than with SGD" in eigenvalue
+    assert cost.startswith("At equal steps SAM took 2.0 times the gradient evaluations of SGD; ")
     assert "SAM edge" in edge_sentence
+
+
+def costly(name: str, steps: int, evaluations: int) -> Arm:
+    numbers = {"test_accuracy": 0.9, "steps": steps, "evaluations": evaluations}
+    return Arm(name, name, "method", [Trial(seed, "finished", summary=numbers) for seed in (0, 1)])
+
+
+def test_a_comparison_at_equal_steps_says_who_took_more_evaluations() -> None:
+    *_, cost = said(costly("A", 10, 10), costly("B", 10, 20), costly("C", 10, 26), pairs=[("B", "A")])
+    assert cost == (
+        "At equal steps C took 2.6 times the gradient evaluations of A; "
+        "flatwise compare --equal evaluations compares at equal cost."
+    )
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        (costly("A", 20, 20), costly("B", 10, 20)),  # at equal evaluations
+        (costly("A", 10, 20), costly("B", 10, 21)),  # alike
+        (costly("A", 10, 20),),
+    ],
+)
+def test_nothing_is_said_of_costs_where_they_are_alike(arms: tuple[Arm, ...]) -> None:
+    assert not any("At equal steps" in sentence for sentence in said(*arms, pairs=[]))

@@ -201,7 +201,7 @@ def test_a_missing_package_is_refused_at_once_with_the_way_to_get_it(tmp_path, m
     for name in [name for name in sys.modules if name.split(".")[0] == package or name == "torch.utils.tensorboard"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ValueError, match=rf'{package} cannot be imported.*pip install "flatwise\[{package}\]"'):
+    with pytest.raises(ValueError, match=rf'{package} cannot be imported.*pip install "\.\[{package}\]"'):
         train(CONFIG, tmp_path / "run", mirrors=[package])
     assert not (tmp_path / "run").exists()
 

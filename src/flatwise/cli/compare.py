@@ -26,13 +26,14 @@ class Compare:
     """Train methods over seeds on parallel processes, print a table and write a report; the same command continues."""
 
     methods: tuple[str, ...] = ("sgd", "sam", "eigen-sam")
-    """The methods to compare, or all; settings of methods, such as rho and alpha, go to those that have them."""
+    """The methods to compare, by name or as module:Class of your own, or all; settings such as rho go to those that have them."""
 
     seeds: int = 3
     """How many seeds: 0, 1, 2 ..."""
 
     equal: Annotated[tuple[Literal["steps", "evaluations"], ...], tyro.conf.arg(help_behavior_hint="")] = ()
-    """Compare at equal steps, at equal gradient evaluations (2 for a step, SAM's), or both; default: steps, or --evaluations."""
+    """Compare at equal steps, at equal gradient evaluations (2 for a step, SAM's), or both; default: steps, or --evaluations.
+    At equal steps SAM has twice the compute of SGD; the report says so."""
 
     tune: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUES [...]", help_behavior_hint="")] = ()
     """Choose hyper-parameters on a validation split first: rho=0.05,0.1, or multiples of each method's own: rho=x0.5,x1,x2."""

@@ -7,12 +7,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+if TYPE_CHECKING:
+    from flatwise.experiments.claims.claim import Claim
+
 MANY = 1000
 """Steps of the run over which the cost of a step is a mean."""
+
+CORES = 2
+"""On which the small scale of a claim is made."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +45,26 @@ class List:
         return 0
 
     def _claims(self) -> list[tuple[str, str]]:
-        """Each claim with the verdict of its last run and its statement."""
+        """Each claim with the verdict of its last run, its statement, its scales and how long the small one takes."""
         from flatwise.experiments.claims.listed import CLAIMS
         from flatwise.report import last_verdicts
 
         if self.claims and not self.claims.is_dir():
             raise ValueError(f"there is no folder {self.claims}; `flatwise reproduce` makes it")
         found = last_verdicts(self.claims or Path("claims"))
-        about = {name: f"{claim.statement} [{', '.join(claim.scales)}]" for name, claim in CLAIMS.items()}
+        about = {
+            name: f"{claim.statement} [{', '.join(claim.scales)}; {_duration(claim)}]" for name, claim in CLAIMS.items()
+        }
         return [(name, f"{found[name]}: {line}" if name in found else line) for name, line in about.items()]
+
+
+def _duration(claim: Claim) -> str:
+    """Of its parts as they were timed once, and not here: the dry run does that."""
+    from flatwise.experiments.claims.carrying import Trial
+
+    units = Trial(claim, "small", claim.seeds["small"], Path("claims")).units()
+    minutes = max(1, round(sum(unit.weight for unit in units) / 60 / CORES))
+    return f"small: about {minutes} {'minute' if minutes == 1 else 'minutes'} on two cores"
 
 
 def _say(text: str) -> None:

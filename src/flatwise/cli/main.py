@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Protocol
 
 import tyro
 
+from flatwise import __version__
 from flatwise.cli.compare import Compare
 from flatwise.cli.demo import Demo
 from flatwise.cli.listing import List
@@ -22,7 +24,7 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 DESCRIPTION = """Train neural networks towards flat minima, and measure whether they got there.
 
-Errors are one sentence; with --debug (or FLATWISE_DEBUG=1) they come with a traceback."""
+Errors are one sentence; with --debug (or FLATWISE_DEBUG=1) they come with a traceback. --version says which flatwise this is."""
 
 
 class Command(Protocol):
@@ -50,7 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or bool(os.environ.get("FLATWISE_DEBUG"))
     words = [word for word in words if word != "--debug"]
+    if words == ["--version"]:
+        print(f"flatwise {__version__}")
+        sys.exit()
     try:
+        _check_name(words)
         command: Command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS, prog="flatwise", description=DESCRIPTION, args=words
         )
@@ -64,6 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(f"flatwise: {_sentence(error)}", file=sys.stderr)
         sys.exit(BAD_INPUT)
+
+
+def _check_name(words: Sequence[str]) -> None:
+    """Answer a misspelt command with the nearest one; what else is wrong, tyro says."""
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        near = get_close_matches(words[0].lower(), COMMANDS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"no command is called {words[0]!r}; did you mean {near!r}? There are: {', '.join(COMMANDS)}")
 
 
 def _check_alone(name: str, command: Command) -> None:

@@ -25,7 +25,7 @@ class Sweep:
     """
 
     method: str = "sam"
-    """The method by name, unless methods are swept: `flatwise list methods` shows them."""
+    """The method by name, unless methods are swept: `flatwise list methods` shows them; or module:Class of your own."""
 
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,VALUE [...]", help_behavior_hint="")] = ()
     """What is swept: lr=0.01,0.1 rho=0.05,0.1 model=mlp,cnn6 method=sgd,sam widths=64x64,128 or tsam.tilt=1,5."""

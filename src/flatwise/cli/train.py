@@ -98,7 +98,7 @@ def _parsed(words: Sequence[str], defaults: TrainConfig) -> Train:
 
 def _default_folder(config: TrainConfig) -> Path:
     settings = json.dumps(config.to_dict(), sort_keys=True).encode()
-    words = [config.method, *(name.split(":")[0] for name in (config.data, config.model))]
+    words = [config.method.replace(":", "."), *(name.split(":")[0] for name in (config.data, config.model))]
     return Path("runs") / "-".join([*words, hashlib.sha256(settings).hexdigest()[:8]])
 
 

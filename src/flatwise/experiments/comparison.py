@@ -133,8 +133,8 @@ class Comparison:
 
 
 def run_folder(arm: str, seed: int) -> str:
-    """Where a run lies in the folder of its comparison."""
-    return f"runs/{arm}/seed-{seed}"
+    """Where a run lies in the folder of its comparison, without the colon of `module:Class`, which not every disk takes."""
+    return f"runs/{arm.replace(':', '.')}/seed-{seed}"
 
 
 def plain(path: Path) -> Path:

@@ -8,7 +8,9 @@ WORDS = frozenset({"eigenvalue", "gradient", "norm", "penalty"})
 
 
 def label(name: str) -> str:
-    """`eigen-sam` is Eigen-SAM, `gradient-norm` Gradient norm, `x-sam` X-SAM."""
+    """`eigen-sam` is Eigen-SAM, `gradient-norm` Gradient norm, `x-sam` X-SAM; `module:Class` stays as it is."""
+    if ":" in name:
+        return name
     if name in IRREGULAR:
         return IRREGULAR[name]
     words = name.split("-")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flatwise.methods.ae_sam import AESAM
 from flatwise.methods.asam import ASAM
-from flatwise.methods.dialogue import At, Dialogue, Evaluation, Method, Passes, State, drive
+from flatwise.methods.dialogue import At, Dialogue, Evaluation, Method, Passes, State, Twice, drive
 from flatwise.methods.eigen_sam import XSAM, EigenSAM, EigenvaluePenalty
 from flatwise.methods.eigenvectors import Eigenspace
 from flatwise.methods.esam import ESAM
@@ -59,6 +59,7 @@ __all__ = [
     "Stable",
     "State",
     "TraceSAM",
+    "Twice",
     "Wrapper",
     "by_name",
     "drive",

@@ -1,10 +1,13 @@
-"""The methods by name, with their settings: a method listed here joins the command line, the tests and the tables."""
+"""The methods by name, with their settings: a method listed here joins the command line, the tests and the tables.
+
+A class of the user's own goes by `module:Class`, wherever a name does.
+"""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, cast
 
 from flatwise.methods.ae_sam import AESAM
 from flatwise.methods.asam import ASAM
@@ -23,6 +26,7 @@ from flatwise.methods.subspaces import Bulk, Dominant
 from flatwise.methods.tsam import TSAM
 from flatwise.methods.universal import DetSAM, FrobSAM, TraceSAM
 from flatwise.methods.wrappers import Interval, Late, Stable, Wrapper
+from flatwise.plugins import load
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,12 @@ def names() -> list[str]:
 def settings(name: str) -> dict[str, Any]:
     """The hyper-parameters of the method of that name, also of the one that it wraps, with their defaults.
 
+    Args:
+        name: as in `names()`, or `module:Class` for a frozen dataclass derived from `Dialogue`.
+
     Raises:
-        ValueError: no method has this name; the nearest one is named.
+        ValueError: no method has this name (the nearest one is named), or the module cannot be imported.
+        TypeError: what `module:Class` stands for is no method that a name can stand for.
     """
     listed = _found(name)
     if isinstance(listed, _Around):
@@ -82,11 +90,11 @@ def settings(name: str) -> dict[str, Any]:
 
 
 def by_name(name: str, **hyperparameters: Any) -> Dialogue:
-    """The method of that name.
+    """The method of that name, which is one of `names()` or `module:Class`.
 
     Raises:
-        ValueError: no method has this name; the nearest one is named.
-        TypeError: the method does not have one of the hyper-parameters.
+        ValueError: no method has this name (the nearest one is named), or the module cannot be imported.
+        TypeError: the method does not have one of the hyper-parameters, or `module:Class` is no such class.
     """
     listed = _found(name)
     if not isinstance(listed, _Around):
@@ -98,11 +106,27 @@ def by_name(name: str, **hyperparameters: Any) -> Dialogue:
 
 
 def _found(name: str) -> type[Dialogue] | _Around:
+    module, _, own = name.partition(":")
+    if module and own:
+        return _checked(name, load(name))
     if name not in _LISTED:
         near = difflib.get_close_matches(name.lower(), _LISTED, n=1, cutoff=0.0)[0]
-        raise ValueError(f"no method is called {name!r}; did you mean {near!r}? There are: {', '.join(_LISTED)}")
+        known = f"There are: {', '.join(_LISTED)}, or module:Class of your own"
+        raise ValueError(f"no method is called {name!r}; did you mean {near!r}? {known}")
     return _LISTED[name]
 
 
+def _checked(name: str, found: Any) -> type[Dialogue]:
+    """A class of the user's, if it can be made and written down by its hyper-parameters."""
+    if not isinstance(found, type) or not issubclass(found, Dialogue):
+        raise TypeError(f"{name!r} must be a class derived from flatwise.methods.Dialogue, got {found!r}")
+    if not is_dataclass(found):
+        raise TypeError(f"{name!r} must be a dataclass: write @dataclass(frozen=True) above it")
+    for f in fields(found):
+        if f.init and not isinstance(f.default, (int, float, str, type(None))):
+            raise TypeError(f"{f.name} of {name!r} needs a default that is a number, a text, True, False or None")
+    return cast("type[Dialogue]", found)
+
+
 def _defaults(method: type[Any]) -> dict[str, Any]:
-    return {f.name: f.default for f in fields(method) if f.name != "method"}
+    return {f.name: f.default for f in fields(method) if f.init and f.name != "method"}

@@ -27,7 +27,7 @@ try:
     from ray.exceptions import RayActorError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ModuleNotFoundError as error:
-    raise ValueError("the engine ray needs Ray: pip install flatwise[ray]") from error
+    raise ValueError('the engine ray needs Ray: pip install ".[ray]" from a clone of flatwise') from error
 
 OBJECTS = 100_000_000
 """Bytes that Ray may use for objects where we start it: only short messages go through it."""

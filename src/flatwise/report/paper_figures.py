@@ -84,7 +84,8 @@ def check_formats(formats: Sequence[Format]) -> None:
             import_module("matplotlib.figure")
     except ImportError as error:
         raise ValueError(
-            f'{" and ".join(formats)} need matplotlib, which cannot be imported ({error}): pip install "flatwise[figures]"'
+            f"{' and '.join(formats)} need matplotlib, which cannot be imported ({error}): "
+            'pip install ".[figures]" from a clone of flatwise'
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from flatwise.report.costs import cost_sentences
 from flatwise.report.crowds import crowd_sentences
 from flatwise.report.differences import Difference, differences
 from flatwise.report.edges import EdgeRatio, EdgeResult, edge_results, is_gd_edge
@@ -21,12 +22,13 @@ INTERVAL = "interval"
 
 
 def summary(study: Study) -> list[str]:
-    """A sentence on each of test accuracy, top eigenvalue and edge, as far as they were measured.
+    """A sentence on each of test accuracy, top eigenvalue and edge, as far as they were measured, and one on unequal costs.
 
     A study with sections has those of each of them, after its heading. A crowd of arms has one for each reference. There is none
     on the trace beside one on the top eigenvalue: it goes with it, and is in the table.
     """
     found = [sentence for part in study.parts if part.kind != "edge" for sentence in _under_heading(part)]
+    found += cost_sentences(study) if found else []
     found += [sentence for part in (study, study.edge) if part for sentence in _edge(part)]
     return found or ["No run has finished, so there is nothing to compare yet."]
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
-from difflib import get_close_matches
-from importlib import import_module
 from inspect import Parameter, signature
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flatwise.plugins import load
 from flatwise.tasks.augment import CropAndFlip
 from flatwise.tasks.sampling import globally_seeded
 from flatwise.tasks.source import Source, Split
@@ -26,18 +23,7 @@ def resolve(name: str) -> Callable[..., Any]:
         ValueError: There is no such module, or no such function in it.
         TypeError: It cannot be called.
     """
-    module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        module = import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"cannot import {module_name!r} for {name!r}: {error}") from error
-    if not hasattr(module, attribute):
-        nearest = get_close_matches(attribute, vars(module), n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        raise ValueError(f"the module {module_name!r} has no {attribute!r}{hint}")
-    function = getattr(module, attribute)
+    function = load(name)
     if not callable(function):
         raise TypeError(f"{name!r} must be a function, not {type(function).__name__}")
     return function

@@ -33,7 +33,7 @@ class Chosen:
     """Which method trains."""
 
     method: str = "sam"
-    """The method by name: `flatwise list methods` shows them."""
+    """The method by name: `flatwise list methods` shows them; or module:Class of your own."""
 
 
 @dataclass(frozen=True, kw_only=True)

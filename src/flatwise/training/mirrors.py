@@ -230,7 +230,7 @@ def _by_name(name: str) -> Mirror:
 
 def _missing(package: str, error: Exception) -> ValueError:
     """Also for a package that is there but does not fit another, which can be any error (protobuf has its own)."""
-    return ValueError(f'{package} cannot be imported ({error}): pip install "flatwise[{package}]"')
+    return ValueError(f'{package} cannot be imported ({error}): pip install ".[{package}]" from a clone of flatwise')
 
 
 def _numbers(record: Record) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""How long the parts of a claim take, for the estimate of what remains."""
+"""How long the parts of a claim take, for the list of claims and the estimate of what remains."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ SECONDS: Mapping[str, float] = {
     "base-optimizers": 4,
     "time-to-quality": 10,
 }
-"""Of one part of an experiment at the small scale, on one core, roughly. Only proportions count: they serve other scales too."""
+"""Of one part of an experiment at the small scale, on one core, roughly. At other scales only their proportions count."""

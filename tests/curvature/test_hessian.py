@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import math
+import operator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -237,6 +239,38 @@ def test_what_else_is_recorded():
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_float32_matmul_precision("highest")
+
+
+@contextmanager
+def precision_set(setting, precision):
+    """One of torch's settings of how float32 is rounded, such as `mkldnn.matmul`; "" is that of all backends."""
+    of = operator.attrgetter(setting)(torch.backends) if setting else torch.backends
+    before = of.fp32_precision
+    of.fp32_precision = precision
+    try:
+        yield
+    finally:
+        of.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("setting", "precision", "rounded"),
+    [
+        ("", "tf32", True),
+        ("mkldnn.matmul", "bf16", True),
+        ("mkldnn.conv", "bf16", True),
+        ("mkldnn.matmul", "ieee", False),
+        ("cuda.matmul", "tf32", False),
+        ("cudnn.conv", "ieee", False),
+    ],
+)
+def test_rounding_set_for_each_backend_is_recorded_where_it_is_that_of_the_device(setting, precision, rounded):
+    """After such a setting torch's older getters raise."""
+    model, data, _ = problem("LSTM", torch.float32)
+    with precision_set(setting, precision):
+        assert hessian(Objective(model, cross_entropy, data)).record.tf32 is rounded
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_operators_of_another_origin_have_no_record():

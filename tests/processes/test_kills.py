@@ -12,9 +12,7 @@ from flatwise.runs import Run
 pytestmark = pytest.mark.slow
 WORKER = "flatwise.experiments.worker"
 RAY = pytest.param("ray", marks=pytest.mark.skipif(bool(in_the_way()), reason=in_the_way()))
-SWEEP = (
-    "sweep --set lr=0.01,0.05 --seeds 2 --workers 2 --subset 100 --widths 8 --steps 6000 --probe-every 10 --no-curvature"
-)
+SWEEP = "sweep --set lr=0.01,0.05 --seeds 2 --workers 2 --subset 100 --widths 8 --steps 6000 --probe-every 10 --no-curvature"
 KEEPING = "--checkpoint-every 100 --keep-every 100"
 
 

@@ -65,15 +65,21 @@ def circumstances(objective: Objective, draws: bool, step: int | None) -> dict[s
         "checked": objective.is_checked,
         "dtype": str(coarsest.dtype).removeprefix("torch."),
         "device": str(objective.device),
-        "tf32": torch.get_float32_matmul_precision() != "highest" or _convolves_in_tf32(objective.device),
+        "tf32": _rounds_float32(objective.device),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "torch": str(torch.__version__),
         "subset": objective.drawn,
     }
 
 
-def _convolves_in_tf32(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.backends.cudnn.allow_tf32
+def _rounds_float32(device: torch.device) -> bool:
+    """By the settings of each backend: the older ones, which set these, cannot be read once one of these was set."""
+    backends: Any = torch.backends
+    library = (
+        (backends.cudnn, backends.cuda.matmul) if device.type == "cuda" else (backends.mkldnn, backends.mkldnn.matmul)
+    )
+    whole, products = library
+    return any(part.fp32_precision in ("tf32", "bf16") for part in (products, whole.conv, whole.rnn))
 
 
 def _mode(objective: Objective) -> str:

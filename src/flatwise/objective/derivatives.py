@@ -81,9 +81,20 @@ def twice_differentiable(model: nn.Module) -> Generator[None]:
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if recurrent and torch.backends.cudnn.is_available():
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if recurrent:
+            stack.enter_context(_without_cudnn())
         yield
+
+
+@contextmanager
+def _without_cudnn() -> Generator[None]:
+    """Nothing but the switch: `cudnn.flags` would set the precision of convolutions too, and fails for some settings of it."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
 
 
 def load_forward_mode() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flatwise.modules import Mode, devices, measuring, sharded
-from flatwise.objective import arguments, averages, derivatives, determinism, forecast, micro_batches, preflight
+from flatwise.objective import arguments, averages, derivatives, determinism, forecast, looks, micro_batches, preflight
 from flatwise.objective.averages import Group, Mean, Part
 from flatwise.objective.batches import generator_kept, repeatable, samples, slices
 from flatwise.objective.displacement import Displacement
@@ -250,7 +250,7 @@ class Objective:
             self.is_checked = True
 
     def preflight(self) -> Preflight:
-        """Whether the loss can be differentiated twice: tried on a few samples, once as long as modes and frozen layers stay."""
+        """Whether the loss can be differentiated twice: tried on a few samples, once as long as `state` stays."""
         state = self.state()
         if state not in self._preflights:
             self._preflights = {state: preflight.preflight(self)}
@@ -319,9 +319,9 @@ class Objective:
         """The loss of a batch, a 0-d tensor with its graph."""
         return arguments.checked_loss(self.loss_fn(self.model, batch))
 
-    def state(self) -> tuple[bool, ...]:
-        """What may change from call to call, besides values: which parameters require grad, and the modes."""
-        free = tuple(p.requires_grad for p in self.model.parameters())
+    def state(self) -> tuple[Any, ...]:
+        """What may change from call to call, besides values: autocast, which parameters require grad, and the modes."""
+        free = looks.autocast(self.device), *(p.requires_grad for p in self.model.parameters())
         return free if self.mode != "current" else free + tuple(m.training for m in self.model.modules())
 
     def plan(self) -> None:

@@ -233,6 +233,11 @@ def test_an_unknown_engine_is_refused():
         hessian(objective, "finite")
 
 
+def test_a_model_in_place_of_an_objective_is_refused():
+    with pytest.raises(TypeError, match=r"must be a flatwise\.Objective\(model, loss_fn, batches\), got Sequential"):
+        hessian(mlp())
+
+
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -95,6 +96,11 @@ def _without_cudnn() -> Generator[None]:
         yield
     finally:
         torch.backends.cudnn.enabled = before
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """Compiled parts of the model run as written: compiled code cannot be differentiated twice."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def load_forward_mode() -> None:

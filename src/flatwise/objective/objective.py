@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -46,7 +45,7 @@ class Objective:
             default the number of samples, the leading size of the first tensor in the batch.
         seed: of the random numbers that the evaluations draw.
         group: the process group over which the data is shared. "auto": that of DistributedDataParallel or FSDP2 where the model
-            is wrapped by one of them, otherwise this process alone. None: this process alone.
+            is wrapped by one of them, otherwise this process alone, with a warning if there are others. None: this process alone.
         micro_batch: cut batches into parts of at most so many samples, >= 1, where memory is short. The loss must be a mean
             over samples, which is checked.
         max_memory: in bytes; cut batches so that a product takes no more besides weights and data, as `forecast` sees it.
@@ -282,7 +281,13 @@ class Objective:
     def evaluation(self) -> Generator[None]:
         """Inside, the model is in its mode, random numbers are seeded and gradients as asked for; afterwards all is as before."""
         torch.clear_autocast_cache()  # a region around all of this may hold copies of the weights as they were
-        with measuring(self.model, self.mode), generator_kept(self.data), python_seeded(self.seed), _eagerly():
+        with (
+            micro_batches.advised(),
+            measuring(self.model, self.mode),
+            generator_kept(self.data),
+            python_seeded(self.seed),
+            derivatives.eagerly(),
+        ):
             set_seed(self.seed, devices([*self.model.parameters(), *self.model.buffers()]))
             try:
                 with torch.inference_mode(False), torch.enable_grad() if self._graph else derivatives.without_graph():
@@ -317,7 +322,12 @@ class Objective:
 
     def loss(self, batch: Any) -> Tensor:
         """The loss of a batch, a 0-d tensor with its graph."""
-        return arguments.checked_loss(self.loss_fn(self.model, batch))
+        try:
+            loss = self.loss_fn(self.model, batch)
+        except Exception as error:
+            arguments.explain(error, self.data)
+            raise
+        return arguments.checked_loss(loss)
 
     def state(self) -> tuple[Any, ...]:
         """What may change from call to call, besides values: autocast, which parameters require grad, and the modes."""
@@ -374,11 +384,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
-
-
-def _eagerly() -> AbstractContextManager[Any]:
-    """Compiled parts of the model run as written: compiled code cannot be differentiated twice."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _cast(values: Sequence[Tensor], parameters: Sequence[Tensor]) -> Vector:

@@ -27,9 +27,7 @@ class Hooks(TorchFunctionMode):
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         super().__init__()
-        self._own: list[tuple[Any, OrderedDict[int, Hook]]] = [
-            (p, p._backward_hooks) for p in parameters if p._backward_hooks
-        ]
+        self._own: list[tuple[Any, dict[int, Hook]]] = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
         self.cut = False
 
     def __enter__(self) -> Hooks:

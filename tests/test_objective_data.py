@@ -104,6 +104,39 @@ def test_arguments_of_the_wrong_kind_are_refused():
         Objective(nn.ReLU(), cross_entropy, data)
 
 
+@pytest.mark.parametrize("one", [tuple, list, lambda batch: {"x": batch[0], "y": batch[1]}])
+def test_one_batch_in_place_of_a_list_of_them_is_refused(one):
+    model, data, _ = problem("mlp")
+    with pytest.raises(
+        TypeError, match=r"data must be a list of batches, but this is one batch; pass \[batch\], such as"
+    ):
+        Objective(model, cross_entropy, one(data[0]))
+
+
+def test_batches_may_be_bare_tensors_and_where_the_loss_fails_on_them_a_note_says_that_they_may_be_one_batch():
+    model, data, _ = problem("mlp")
+    squares = lambda model, x: model(x).square().mean()
+    (x, _), *_ = data
+    assert Objective(model, squares, x.split(2)).samples == len(x)
+    assert Objective(model, squares, x.split(2)).value() > 0
+    with pytest.raises(ValueError, match="unpack") as raised:
+        Objective(model, cross_entropy, (x, x)).value()
+    assert raised.value.__notes__[0].endswith("If all of it is one batch, pass [data]")
+
+
+@pytest.mark.parametrize("criterion", [nn.CrossEntropyLoss(), nn.functional.mse_loss])
+def test_a_loss_of_outputs_and_targets_is_refused_and_the_way_out_shown(criterion):
+    model, data, _ = problem("mlp")
+    with pytest.raises(TypeError, match=r"takes outputs and targets; wrap it: lambda model, batch: loss_fn\(model"):
+        Objective(model, criterion, data)
+
+    class Own(nn.CrossEntropyLoss):
+        def forward(self, model, batch):
+            return super().forward(model(batch[0]), batch[1])
+
+    assert Objective(model, Own(), data).value() == Objective(model, cross_entropy, data).value()
+
+
 @pytest.mark.parametrize(
     ("loss_fn", "error", "message"),
     [

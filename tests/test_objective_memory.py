@@ -184,3 +184,17 @@ def test_differences_need_the_memory_of_a_gradient():
     double, differences = hessian(objective), hessian(objective, "differences")
     assert peak_bytes(lambda: differences(vector)) < 1.1 * plain
     assert peak_bytes(lambda: double(vector)) > 1.7 * plain
+
+
+@pytest.mark.parametrize("evaluate", [lambda o: o.gradient(), lambda o: hessian(o, check=False)])
+def test_where_memory_runs_out_the_error_names_what_takes_less(evaluate):
+    """A loss raises it as the allocator of a GPU does."""
+
+    def too_large(model, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate") as raised:
+        evaluate(Objective(mlp(), too_large, batches(4)))
+    (note,) = raised.value.__notes__
+    assert "micro_batch=" in note
+    assert "max_memory=" in note

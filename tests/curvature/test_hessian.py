@@ -1,7 +1,5 @@
 """Which engine a model gets, why, and what is recorded of a measurement."""
 
-import dataclasses
-import io
 import math
 
 import pytest
@@ -14,15 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from flatwise import Objective
 from flatwise import vectors as V
 from flatwise.curvature import (
-    EigenTracker,
-    Record,
     chunked_cross_entropy,
-    frobenius_norm,
-    from_matrix,
     hessian,
-    spectral_density,
     top_eigenpairs,
-    trace,
 )
 
 # --- operations without a right second derivative ---------------------------------------------------------------------
@@ -94,6 +86,58 @@ def test_a_wrong_second_derivative_is_not_believed(function, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_right_one_is(dtype):
     assert hessian(custom(Right, dtype)).engine == "double"
+
+
+@torch.no_grad()
+def filtered(gradient):
+    return torch.nan_to_num(gradient)
+
+
+def hooked(model, place):
+    """A loss with a hook on gradients that leaves autograd: of a weight, of an activation, or of a layer."""
+    if place == "weight":
+        model[0].weight.register_hook(filtered)
+    if place == "all weights":
+        for p in model.parameters():
+            p.register_hook(filtered)
+    if place == "layer":
+        model[1].register_full_backward_hook(lambda m, inner, outer: tuple(g.detach() for g in inner))
+
+    def loss_of(model, batch):
+        inner = model[1](model[0](batch[0]))
+        if place == "activation":
+            inner.register_hook(lambda g: g.detach())
+        return nn.functional.cross_entropy(model[2](inner), batch[1])
+
+    return loss_of
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+@pytest.mark.parametrize("place", ["weight", "all weights", "activation", "layer"])
+def test_a_hook_that_leaves_autograd_is_not_believed(place, activation):
+    """Through it the top eigenvalue came out as 0.0, converged."""
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(5, 4), activation(), nn.Linear(4, 3)).double(), batches(7, 4)
+    exact = top_eigenpairs(hessian(Objective(model, cross_entropy, data)), tol=1e-6).values[0]
+    H = hessian(Objective(model, hooked(model, place), data))
+    assert H.engine == "differences"
+    assert ("BackwardHook" if place == "layer" else "a hook on a gradient computes without a graph") in H.reason
+    assert top_eigenpairs(H, tol=1e-3).values[0] == pytest.approx(exact, rel=1e-3)
+
+
+def test_hooks_that_only_look_or_stay_within_autograd_are_believed_and_still_there():
+    torch.manual_seed(0)
+    model, data, seen = (
+        nn.Sequential(nn.Linear(5, 40), nn.ReLU(), nn.Linear(40, 3)),
+        batches(7, dtype=torch.float32),
+        [],
+    )
+    model[0].weight.register_hook(lambda g: seen.append(g.norm()))
+    model[2].weight.register_hook(lambda g: g.clamp(-1, 1))
+    assert hessian(Objective(model, cross_entropy, data)).engine == "double"
+    seen.clear()
+    cross_entropy(model, data[0]).backward()
+    assert len(seen) == 1
 
 
 class Hidden(nn.Module):
@@ -180,7 +224,7 @@ def test_a_loss_that_will_not_have_two_samples_is_tried_on_the_whole_batch():
     assert hessian(Objective(model, contrastive, data)).engine == "double"
 
 
-# --- arguments and records --------------------------------------------------------------------------------------------
+# --- arguments --------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_engine_is_refused():
@@ -189,75 +233,9 @@ def test_an_unknown_engine_is_refused():
         hessian(objective, "finite")
 
 
-def test_an_operator_knows_how_it_came_about_and_passes_it_on():
-    model, data, _ = problem("mlp", torch.float32)
-    model[0].eval()
-    H = hessian(Objective(model, cross_entropy, data, seed=3), step=120)
-    pairs = top_eigenpairs(H)
-    assert pairs.record is H.record
-    assert dataclasses.asdict(pairs.record) == {
-        "engine": "double",
-        "reason": "differentiated twice",
-        "error": 0.0,
-        "step": 120,
-        "samples": 11.0,
-        "processes": 1,
-        "parameters": 57,
-        "mode": "current (mixed)",
-        "seed": 3,
-        "draws": False,
-        "checked": True,
-        "dtype": "float32",
-        "device": "cpu",
-        "tf32": False,
-        "deterministic": False,
-        "torch": str(torch.__version__),
-        "subset": None,
-    }
-
-
-def test_every_estimate_passes_the_record_on():
-    model, data, _ = problem("mlp")
-    H = hessian(Objective(model, cross_entropy, data), step=4)
-    density = spectral_density(H, probes=2, steps=3)
-    for measured in (trace(H, 4), frobenius_norm(H, 2), density, density.mean(torch.square)):
-        assert measured.record is H.record
-
-
-def test_what_else_is_recorded():
-    model, data, _ = problem("transformer layer", torch.float32)
-    record = hessian(Objective(model, cross_entropy, data, mode="train", weight=lambda b: 2.0), check=False).record
-    assert (record.draws, record.checked, record.samples, record.mode) == (True, False, 4.0, "train")
-    torch.use_deterministic_algorithms(True)
-    torch.set_float32_matmul_precision("high")
-    try:
-        record = hessian(Objective(model, cross_entropy, data)).record
-        assert record.deterministic
-        assert record.tf32
-    finally:
-        torch.use_deterministic_algorithms(False)
-        torch.set_float32_matmul_precision("highest")
-
-
-def test_operators_of_another_origin_have_no_record():
-    H = from_matrix(torch.eye(3))
-    assert (H.engine, H.reason, H.record, H.error) == (None, None, None, 0.0)
-    assert top_eigenpairs(H).record is None
-
-
-def test_a_tracker_saves_records_as_plain_values():
-    tracker, again, file = EigenTracker(), EigenTracker(), io.BytesIO()
-    model, data, _ = problem("mlp", torch.float32)
-    tracker.update(hessian(Objective(model, cross_entropy, data), step=7))
-    torch.save(tracker.state_dict(), file)
-    file.seek(0)
-    again.load_state_dict(torch.load(file, weights_only=True))
-    assert isinstance(again.pairs.record, Record)
-    assert again.pairs.record == tracker.pairs.record
-    older = tracker.state_dict()
-    del older["pairs"]["record"]
-    again.load_state_dict(older)
-    assert again.pairs.record is None
+def test_a_model_in_place_of_an_objective_is_refused():
+    with pytest.raises(TypeError, match=r"must be a flatwise\.Objective\(model, loss_fn, batches\), got Sequential"):
+        hessian(mlp())
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------

@@ -154,6 +154,7 @@ def test_symmetry_is_checked_by_two_products_or_not_at_all():
     [
         ("matrix", None, TypeError, "operator must be an Operator, .*, got str"),
         (nn.Linear(3, 3), None, TypeError, "got Linear"),
+        (Objective(nn.Linear(3, 3), lambda m, b: m(b), []), None, TypeError, r"pass hessian\(objective\)"),
         (lambda v: v, None, TypeError, "a function needs a template of its Vectors: as_operator"),
         (
             aslinearoperator(np.ones((3, 4))),

@@ -117,6 +117,15 @@ def test_an_exception_puts_sharded_weights_back(results):
         assert torch.equal(before, whole(network().parameters()))
 
 
+def test_a_plain_model_among_several_processes_is_measured_alone_with_one_warning(results):
+    for alone, *meant in both(results, "unwrapped"):
+        (words,) = alone
+        assert "torch.distributed runs 2 processes, but the model is neither" in words
+        assert "group=torch.distributed.group.WORLD" in words
+        assert "group=None for this process alone" in words
+        assert meant == [[]] * 5
+
+
 def test_what_sharded_parameters_do_not_allow_is_refused(results):
     for alone, twice, factor in both(results, "refused"):
         assert "no process can evaluate a sharded model alone" in alone

@@ -4,6 +4,7 @@ Every scenario returns plain tensors and numbers; `run` writes them to `<folder>
 """
 
 import traceback
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def fsdp(dtype):
 def hybrid(dtype):
     """Sharded over one process and replicated over two."""
     return fully_shard(network(dtype), mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard")))
+
+
+def split():
+    """Tensor parallel: by columns and rows."""
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    return parallelize_module(network(), init_device_mesh("cpu", (2,)), plan)
 
 
 def whole(vector):
@@ -120,10 +127,8 @@ def sharded(rank, make, shares, dtype, **options):
 
 def tensor_parallel(rank):
     """One copy of the weights, split by columns and rows over both processes, each of which sees all data."""
-    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
-    model = parallelize_module(network(), init_device_mesh("cpu", (2,)), plan)
     data = [batch for r in range(2) for batch in batches(SHARES["equal"][r], r)]
-    return measured(fw.Objective(model, loss_of, data))
+    return measured(fw.Objective(split(), loss_of, data))
 
 
 def trained(rank, make, measure):
@@ -178,6 +183,24 @@ def refused(rank):
         return first, second, str(error)
 
 
+def unwrapped(rank):
+    """What objectives say among several processes: of a plain model, and of some that know what they belong to."""
+    data, found = batches([4], rank), []
+    for model, options in (
+        (network(), {}),
+        (network(), {"group": None}),
+        (network(), {"group": dist.group.WORLD}),
+        (ddp(torch.float64), {}),
+        (fsdp(torch.float64), {}),
+        (split(), {}),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            hessian(fw.Objective(model, loss_of, data, **options).subset(4))
+        found.append([str(w.message) for w in caught])
+    return found
+
+
 def scenarios():
     for shares in SHARES:
         yield f"ddp {shares}", data_parallel, {"shares": shares}
@@ -201,6 +224,7 @@ def scenarios():
             yield f"{name} trained {measure}", trained, {"make": make, "measure": measure}
     yield "interrupted", interrupted, {}
     yield "refused", refused, {}
+    yield "unwrapped", unwrapped, {}
 
 
 def run(rank, folder):

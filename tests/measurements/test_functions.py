@@ -107,6 +107,10 @@ def test_checkpoints_go_to_the_function_one_after_the_other(mine):
         ("def make(): return network(), loss, iter(data())", "cannot be measured: data is a one-shot iterator"),
         (
             "def make(): return network(), nn.CrossEntropyLoss(), data()",
+            "cannot be measured: loss_fn is called with .*, but CrossEntropyLoss takes outputs and targets",
+        ),
+        (
+            "def make(): return network(), lambda a, b: nn.functional.cross_entropy(a, b), data()",
             "a loss_fn is called with the model and a batch",
         ),
         ("def make(x): return network(), loss, data()", "does not fit its signature"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flatwise import vectors as V
 from flatwise.curvature.operator import Operator, from_matrix
+from flatwise.objective import Objective
 from flatwise.vectors import Vector
 
 Multiplies: TypeAlias = Any
@@ -47,6 +48,8 @@ def as_operator(operator: Any, like: Vector | None = None, *, check: bool = True
 
 
 def _calling(function: Any, like: Vector | None) -> Operator:
+    if isinstance(function, Objective):
+        raise TypeError("operator must be an Operator, got the Objective itself; pass hessian(objective)")
     if not callable(function) or isinstance(function, torch.nn.Module):
         raise TypeError(
             "operator must be an Operator, as hessian or from_matrix make it, or a square matrix or linear operator that can be "

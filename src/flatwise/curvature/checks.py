@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from flatwise.objective import Objective
+
+
+def check_objective(objective: Any) -> None:
+    """Refuse what is no objective, such as a model."""
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"objective must be a flatwise.Objective(model, loss_fn, batches), got {type(objective).__name__}"
+        )
+
 
 def check_count(name: str, value: Any, least: int) -> None:
     """Refuse what is no integer of at least so much."""

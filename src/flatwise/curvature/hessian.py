@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, get_args
 from weakref import WeakKeyDictionary
 
 from flatwise import vectors as V
+from flatwise.curvature.checks import check_objective
 from flatwise.curvature.engines import Differences, Forward, OneSided
 from flatwise.curvature.lengths import central_guess, one_sided_guess, settle
 from flatwise.curvature.operator import Operator
@@ -56,11 +57,13 @@ def hessian(
             not: make a new operator then.
 
     Raises:
+        TypeError: no Objective.
         ValueError: an unknown engine, or keep_graph for an engine that has none.
         RuntimeError: the engine cannot differentiate this loss, or two evaluations do not agree; the message names the cause.
     """
     if engine not in (*get_args(Engine), "auto"):
         raise ValueError(f'engine must be "auto", "double", "forward", "differences" or "one-sided", got {engine!r}')
+    check_objective(objective)
     if check:
         objective.check()
     chosen, reason = _choose(objective, engine)

@@ -57,10 +57,8 @@ def _batches(data: Iterable[Any]) -> list[Tensor]:
 
 def _marks(objective: Objective) -> tuple[Any, ...]:
     """What must be equal. Tensors that were written to may have their values again, but a graph that holds them is spoilt."""
-    device = objective.device.type
-    autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     written = [t for t in (*objective.model.parameters(), *_batches(objective.data)) if not t.is_inference()]
-    return objective.state(), objective.mode, objective.seed, autocast, [t._version for t in written]
+    return objective.state(), objective.mode, objective.seed, [t._version for t in written]
 
 
 def _values(objective: Objective) -> Vector:

@@ -27,7 +27,9 @@ class Record(Circumstances):
         draws: whether the loss draws any, as dropout does; every evaluation saw the same.
         checked: whether two evaluations were found to agree.
         dtype: of the weights, the coarsest one.
+        autocast: the dtype under whose autocast the loss computes, whether the loss opens it or the caller; None without.
         device: of the weights, the first one.
+        device_name: the model of the device; of a CPU, the instructions that torch's kernels use, such as "AVX2".
         tf32: whether float32 may be rounded to TF32 (on a CPU: bfloat16) in products of matrices or in convolutions.
         deterministic: whether only deterministic algorithms were allowed.
         torch: its version.
@@ -41,5 +43,5 @@ class Record(Circumstances):
 
 def record(objective: Objective, engine: Engine, reason: str, error: float, step: int | None) -> Record:
     """The record of an objective as it is measured now."""
-    found = circumstances(objective, objective.preflight().draws, step)
+    found = circumstances(objective, objective.preflight(), step)
     return Record(engine=engine, reason=reason, error=error, **found)

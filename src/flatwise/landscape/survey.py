@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 from flatwise.landscape import buffers
 from flatwise.landscape.buffers import Buffering
 from flatwise.landscape.checkpoints import Place
-from flatwise.modules import Buffers, RandomState, devices, measuring
+from flatwise.modules import Buffers, measuring
 from flatwise.objective import Circumstances, Objective, circumstances
+from flatwise.objective.looks import Look, look
 from flatwise.objective.randomness import python_seeded
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -66,32 +67,23 @@ def survey(
         ValueError: a choice of buffers that is not possible or has no effect.
         RuntimeError: two evaluations do not agree; the message names the cause.
     """
-    light, draws = _look(objective)
+    light, seen = _look(objective)
     chosen = buffers.choose(light, wanted, between)
     if statistics is not None and chosen != "recomputed":
         raise ValueError(f"statistics has no effect here: buffers are {chosen}, not recomputed")
     if check:
         light.check()
     source = light if statistics is None else light.on(statistics)
-    return Survey(light, chosen, source, Circumstances(**circumstances(light, draws, step)), progress)
+    return Survey(light, chosen, source, Circumstances(**circumstances(light, seen, step)), progress)
 
 
-def _look(objective: Objective) -> tuple[Objective, bool]:
-    """The objective without a graph, unless its loss differentiates something itself, and whether it draws random numbers."""
+def _look(objective: Objective) -> tuple[Objective, Look]:
+    """The objective without a graph, unless its loss differentiates something itself, and what its loss was seen to do."""
     light = objective.without_graph()
     try:
-        return light, _draws(light)
+        return light, look(light)
     except RuntimeError:
-        return objective, _draws(objective)
-
-
-def _draws(objective: Objective) -> bool:
-    places = devices([*objective.model.parameters(), *objective.model.buffers()])
-    with objective.evaluation():
-        batch, before = objective.first(), RandomState(places)
-        if batch is not None:
-            objective.loss(batch)
-        return before != RandomState(places)
+        return objective, look(objective)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,21 @@ def check_arguments(model: Any, loss_fn: Any, mode: Any, weight: Any) -> None:
         )
     if not callable(loss_fn):
         raise TypeError(f"loss_fn must be a function of (model, batch), got {type(loss_fn).__name__}")
+    _refuse_criterion(loss_fn)
     if mode not in get_args(Mode):
         raise ValueError(f'mode must be "current", "eval" or "train", got {mode!r}')
     if weight is not None and not callable(weight):
         raise TypeError(f"weight must be a function of the batch, got {type(weight).__name__}")
+
+
+def _refuse_criterion(loss_fn: Any) -> None:
+    """Torch's own losses take outputs and targets. (Not a user's subclass of one, which may take what it likes.)"""
+    if getattr(loss_fn, "__module__", None) in ("torch.nn.modules.loss", "torch.nn.functional"):
+        name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+        raise TypeError(
+            f"loss_fn is called with (model, batch), but {name} takes outputs and targets; wrap it: "
+            "lambda model, batch: loss_fn(model(batch[0]), batch[1])"
+        )
 
 
 def check_limits(micro_batch: Any, max_memory: Any) -> None:
@@ -83,6 +94,14 @@ def checked_loss(loss: Any) -> Tensor:
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise ValueError("the loss does not depend on any parameter that requires grad; was it detached?")
     return loss.reshape(())
+
+
+def explain(error: Exception, data: Any) -> None:
+    """Add a note to what a loss raised where every batch is a tensor: perhaps the data is one batch, not a list of them."""
+    if isinstance(data, (tuple, list)) and all(isinstance(batch, Tensor) for batch in cast("list[object]", data)):
+        error.add_note(
+            "Each entry of the data is a batch, here a single tensor. If all of it is one batch, pass [data]"
+        )
 
 
 def fitting(vector: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -97,9 +98,23 @@ def _groups_found(model: nn.Module) -> list[Group]:
     if ddp is not None:
         return [ddp.process_group]
     if not sharded(model):
+        _warn_if_alone(model)
         return []
     mesh: Any = next(getattr(p, "device_mesh") for p in model.parameters() if V.is_sharded(p))  # noqa: B009
     return [mesh.get_group(i) for i in range(mesh.ndim)]
+
+
+def _warn_if_alone(model: nn.Module) -> None:
+    """Where there are other processes, unless the parameters are spread over them (tensor parallelism) and see the same data."""
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if several and torch.distributed.get_world_size() > 1 and not any(V.is_sharded(p) for p in model.parameters()):
+        warnings.warn(
+            f"torch.distributed runs {torch.distributed.get_world_size()} processes, but the model is neither a "
+            "DistributedDataParallel nor sharded, so each process measures its own data alone: pass "
+            "group=torch.distributed.group.WORLD for the mean over all of them, or group=None for this process alone",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def in_step(parts: Iterable[Part], groups: Sequence[Group], device: torch.device) -> Iterator[Part]:

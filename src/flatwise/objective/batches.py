@@ -81,15 +81,26 @@ def repeatable(data: Any, seed: int) -> Iterable[Any]:
     """The data as something that gives the same batches at every pass.
 
     Raises:
-        TypeError: it can be gone through only once, or is no iterable of batches.
+        TypeError: it can be gone through only once, is a single batch, or is no iterable of batches.
     """
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise TypeError(
             f"data must be a list of batches or a DataLoader, got {type(data).__name__}; wrap a batch as [batch]"
         )
+    if _is_one_batch(data):
+        raise TypeError("data must be a list of batches, but this is one batch; pass [batch], such as [(x, y)]")
     if isinstance(data, Iterator):
         raise TypeError("data is a one-shot iterator, which is empty at the second pass; pass list(data) instead")
     return _frozen(data, seed) if isinstance(data, DataLoader) and _may_shuffle(data) else data
+
+
+def _is_one_batch(data: Any) -> bool:
+    """Surely: a mapping, or tensors that differ in dtype or dimensions. (Like tensors may be batches of tokens.)"""
+    if not isinstance(data, (tuple, list)):
+        return isinstance(data, Mapping)
+    entries = cast("list[Any]", data)
+    kinds = {(t.dtype, t.ndim) if isinstance(t, Tensor) else None for t in entries}
+    return len(kinds) > 1 and None not in kinds
 
 
 def _may_shuffle(loader: DataLoader[Any]) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -81,9 +82,25 @@ def twice_differentiable(model: nn.Module) -> Generator[None]:
     recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if recurrent and torch.backends.cudnn.is_available():
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if recurrent:
+            stack.enter_context(_without_cudnn())
         yield
+
+
+@contextmanager
+def _without_cudnn() -> Generator[None]:
+    """Nothing but the switch: `cudnn.flags` would set the precision of convolutions too, and fails for some settings of it."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """Compiled parts of the model run as written: compiled code cannot be differentiated twice."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def load_forward_mode() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from flatwise import vectors as V
@@ -40,6 +43,19 @@ def check_mean(objective: Objective, size: int) -> None:
             "loss is a mean over something else than samples (tokens? then weight=... must count them), or a layer mixes the "
             "samples of a batch"
         )
+
+
+@contextmanager
+def advised() -> Generator[None]:
+    """Where memory runs out, the error says what takes less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        error.add_note(
+            "flatwise: Objective(..., micro_batch=16) or max_memory=bytes evaluates batches in parts, and "
+            'hessian(objective, engine="differences") takes the memory of a gradient'
+        )
+        raise
 
 
 def mixes_samples(objective: Objective) -> bool:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
 from flatwise.modules import Mode, devices, measuring, sharded
-from flatwise.objective import arguments, averages, derivatives, determinism, forecast, micro_batches, preflight
+from flatwise.objective import arguments, averages, derivatives, determinism, forecast, looks, micro_batches, preflight
 from flatwise.objective.averages import Group, Mean, Part
 from flatwise.objective.batches import generator_kept, repeatable, samples, slices
 from flatwise.objective.displacement import Displacement
@@ -46,7 +45,7 @@ class Objective:
             default the number of samples, the leading size of the first tensor in the batch.
         seed: of the random numbers that the evaluations draw.
         group: the process group over which the data is shared. "auto": that of DistributedDataParallel or FSDP2 where the model
-            is wrapped by one of them, otherwise this process alone. None: this process alone.
+            is wrapped by one of them, otherwise this process alone, with a warning if there are others. None: this process alone.
         micro_batch: cut batches into parts of at most so many samples, >= 1, where memory is short. The loss must be a mean
             over samples, which is checked.
         max_memory: in bytes; cut batches so that a product takes no more besides weights and data, as `forecast` sees it.
@@ -250,7 +249,7 @@ class Objective:
             self.is_checked = True
 
     def preflight(self) -> Preflight:
-        """Whether the loss can be differentiated twice: tried on a few samples, once as long as modes and frozen layers stay."""
+        """Whether the loss can be differentiated twice: tried on a few samples, once as long as `state` stays."""
         state = self.state()
         if state not in self._preflights:
             self._preflights = {state: preflight.preflight(self)}
@@ -282,7 +281,13 @@ class Objective:
     def evaluation(self) -> Generator[None]:
         """Inside, the model is in its mode, random numbers are seeded and gradients as asked for; afterwards all is as before."""
         torch.clear_autocast_cache()  # a region around all of this may hold copies of the weights as they were
-        with measuring(self.model, self.mode), generator_kept(self.data), python_seeded(self.seed), _eagerly():
+        with (
+            micro_batches.advised(),
+            measuring(self.model, self.mode),
+            generator_kept(self.data),
+            python_seeded(self.seed),
+            derivatives.eagerly(),
+        ):
             set_seed(self.seed, devices([*self.model.parameters(), *self.model.buffers()]))
             try:
                 with torch.inference_mode(False), torch.enable_grad() if self._graph else derivatives.without_graph():
@@ -317,11 +322,16 @@ class Objective:
 
     def loss(self, batch: Any) -> Tensor:
         """The loss of a batch, a 0-d tensor with its graph."""
-        return arguments.checked_loss(self.loss_fn(self.model, batch))
+        try:
+            loss = self.loss_fn(self.model, batch)
+        except Exception as error:
+            arguments.explain(error, self.data)
+            raise
+        return arguments.checked_loss(loss)
 
-    def state(self) -> tuple[bool, ...]:
-        """What may change from call to call, besides values: which parameters require grad, and the modes."""
-        free = tuple(p.requires_grad for p in self.model.parameters())
+    def state(self) -> tuple[Any, ...]:
+        """What may change from call to call, besides values: autocast, which parameters require grad, and the modes."""
+        free = looks.autocast(self.device), *(p.requires_grad for p in self.model.parameters())
         return free if self.mode != "current" else free + tuple(m.training for m in self.model.modules())
 
     def plan(self) -> None:
@@ -374,11 +384,6 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         if inner is None:
             return model
         model = inner
-
-
-def _eagerly() -> AbstractContextManager[Any]:
-    """Compiled parts of the model run as written: compiled code cannot be differentiated twice."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _cast(values: Sequence[Tensor], parameters: Sequence[Tensor]) -> Vector:

@@ -1,23 +1,26 @@
 """How an objective can be differentiated: found out on a few samples, so that no product is silently wrong.
 
 Some operations have no second derivative and say so, such as fused attention. An autograd function of somebody's own may have
-none, or a wrong one, without saying so: `autograd.grad` does not notice `once_differentiable`. Where there is one, the product is
-compared with differences of gradients.
+none, or a wrong one, without saying so: `autograd.grad` does not notice `once_differentiable`. Where there is one, or the
+product is zero, it is compared with differences of gradients. (Not everywhere: differences meet the kinks of ReLU, and would be
+apart without anything being wrong.) Hooks on gradients are watched.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from flatwise import vectors as V
-from flatwise.modules import RandomState, devices
-from flatwise.objective import derivatives
 from flatwise.objective.averages import all_agree
 from flatwise.objective.batches import samples
 from flatwise.objective.differences import central, reach
+from flatwise.objective.hooks import Hooks
+from flatwise.objective.looks import Look, look
 from flatwise.vectors import Vector
 
 if TYPE_CHECKING:
@@ -28,6 +31,9 @@ TRIAL = 2
 
 ENOUGH = 32
 """Samples on which a product says something about the others."""
+
+NOISE = 100.0
+"""Of a gradient, in units of the machine epsilon."""
 
 AGREEMENT = 0.05
 """How far, relative to its norm, a product may be from the nearest of some differences of gradients."""
@@ -41,11 +47,13 @@ class Preflight:
         twice: whether the loss can be differentiated twice.
         reason: why, or why not, in words.
         draws: whether the loss draws random numbers of torch, as dropout does; every evaluation sees the same ones.
+        autocast: the dtype under whose autocast the loss computes, whoever opens it; None without.
     """
 
     twice: bool
     reason: str
     draws: bool = False
+    autocast: str | None = None
 
 
 def preflight(objective: Objective) -> Preflight:
@@ -96,27 +104,25 @@ def _works(objective: Objective) -> bool:
 
 
 def _trial(objective: Objective) -> Preflight:
-    draws, operations, custom = _look(objective)
+    first = look(objective)
     direction = _direction(objective)
     try:
-        product = objective.differentiated_twice(direction)
+        with Hooks(objective.parameters()) as hooks:
+            product = objective.differentiated_twice(direction)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        return Preflight(False, f"it cannot be differentiated twice: {first_sentence(error)}", draws)
-    if custom and (apart := _disagreement(objective, direction, product)) > AGREEMENT:
-        return Preflight(False, f"{_names(custom)} has no right second derivative: {apart:.0%} off", draws)
-    return Preflight(True, _how(operations), draws)
+        return _found(False, f"it cannot be differentiated twice: {first_sentence(error)}", first)
+    if hooks.cut:
+        return _found(False, "a hook on a gradient computes without a graph (under no_grad, or by detach)", first)
+    doubted = first.custom or not V.norm(product)
+    if doubted and (apart := _disagreement(objective, direction, product)) > AGREEMENT:
+        return _found(False, f"{_names(first.custom)} has no right second derivative: {apart:.0%} off", first)
+    return _found(True, _how(first.operations), first)
 
 
-def _look(objective: Objective) -> tuple[bool, set[str], list[str]]:
-    """Whether the loss draws random numbers; its operations; those that are somebody's own."""
-    with objective.evaluation():
-        places = devices(objective.parameters())
-        batch = objective.first()
-        before = RandomState(places)
-        loss = objective.loss(batch)
-        return before != RandomState(places), derivatives.operations(loss), derivatives.custom_functions(loss)
+def _found(twice: bool, reason: str, first: Look) -> Preflight:
+    return Preflight(twice, reason, first.draws, first.autocast)
 
 
 def _direction(objective: Objective) -> Vector:
@@ -128,9 +134,16 @@ def _direction(objective: Objective) -> Vector:
 def _disagreement(objective: Objective, direction: Vector, product: Vector) -> float:
     """The relative distance of the product from the nearest difference: short ones are noisy, long ones meet kinks."""
     longest = reach(objective.weights)
-    differences = [central(objective, direction, longest * factor) for factor in (1, 1 / 4, 1 / 16)]
-    distances = [V.norm(V.add(d, product, -1.0)) / torch.maximum(V.norm(d), V.norm(product)) for d in differences]
-    return min(float(d) if torch.isfinite(d) else 0.0 for d in distances)
+    noise = NOISE * V.epsilon(objective.weights) * float(V.norm(objective.gradient()))
+    lengths = [longest * factor for factor in (1, 1 / 4, 1 / 16)]
+    return min(_apart(central(objective, direction, length), product, noise / length) for length in lengths)
+
+
+def _apart(difference: Vector, product: Vector, noise: float) -> float:
+    """Relative to the longer of the two, or to noise where that is more."""
+    size = max(float(V.norm(difference)), float(V.norm(product)), noise)
+    distance = float(V.norm(V.add(difference, product, -1.0))) / size if size else 0.0
+    return distance if math.isfinite(distance) else 0.0
 
 
 def first_sentence(error: Exception) -> str:
@@ -138,11 +151,13 @@ def first_sentence(error: Exception) -> str:
     return str(error).split("\n")[0].split(". ")[0].rstrip(".")
 
 
-def _names(custom: list[str]) -> str:
+def _names(custom: Sequence[str]) -> str:
+    if not custom:
+        return "something that the graph does not show"
     return "the autograd function " + " or ".join(name.removesuffix("Backward") for name in custom)
 
 
-def _how(operations: set[str]) -> str:
+def _how(operations: frozenset[str]) -> str:
     """What was done differently from training, so that there is a second derivative."""
     notes = ["differentiated twice"]
     if any("ScaledDotProduct" in name for name in operations):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flatwise import vectors as V
 from flatwise.curvature import EigenTracker, Operator, hessian, trace
@@ -145,8 +145,12 @@ class Probe:
 
 
 def objective_of(model: nn.Module, loss: Loss, data: Batch) -> Objective:
-    """The mean loss of some data in evaluation mode, as a function of the weights."""
-    return Objective(model, lambda model, batch: loss(model(batch[0]), batch[1]), list(chunks(*data)), mode="eval")
+    """The mean loss of some data in evaluation mode, as a function of the weights; each process has all of the data."""
+
+    def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+        return loss(model(batch[0]), batch[1])
+
+    return Objective(model, loss_of, list(chunks(*data)), mode="eval", group=None)
 
 
 def _chosen(config: TrainConfig, task: Task) -> Batch:

@@ -202,3 +202,22 @@ def test_a_direction_that_is_not_finite_is_not_stepped_along():
     after = snapshot(run)
     assert_same({key: after[key] for key in ("model", "base")}, {key: before[key] for key in ("model", "base")})
     assert run.opt.diagnostics["skipped"] == 1
+
+
+def let_momentum_overflow(run):
+    for p in run.params:
+        run.base.state[p]["momentum_buffer"].fill_(math.inf)
+
+
+def test_a_displacement_that_is_not_finite_skips_the_step_though_every_gradient_is():
+    """The weights stay where they are, so the evaluation there is a good one: but not the one that was asked for."""
+    run = build(methods.MomentumSAM(rho=0.1))
+    train(run, batches(2))
+    let_momentum_overflow(run)
+    before, seen = flat(run.params), []
+    for p in run.opt.passes():
+        seen.append(flat(run.params))
+        p.backward(loss_of(run.model, batches(1)[0]))
+    run.opt.step()
+    assert all(torch.equal(weights, before) for weights in [*seen, flat(run.params)])
+    assert run.opt.diagnostics["skipped"] == 1

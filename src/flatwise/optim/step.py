@@ -140,12 +140,17 @@ class Step:
         norm = stage.norm(evaluation.gradient)
         self.evaluations += 1
         self.interfered |= p.interfered
-        self._checks.append(norm + evaluation.loss.to(norm.device))  # finite where both are
+        self._check(norm, evaluation.loss, stage.reach)
         if stage.last_counts:
             self._losses[-1], self._norms[-1], self._weights[-1] = evaluation.loss, norm, p.weight
         if p.agreed is not None:
             self._agreements.append(p.agreed)
         return evaluation
+
+    def _check(self, norm: Tensor, *others: Scalar) -> None:
+        """Let the step be skipped unless these are finite; their sum is where all of them are."""
+        here = [n.to(norm.device) if isinstance(n, Tensor) else n for n in others]
+        self._checks.append(sum(here, norm))
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

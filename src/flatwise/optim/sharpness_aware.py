@@ -251,7 +251,7 @@ class SharpnessAware(Wrapping):
         def state() -> State:
             return self._working_state(parameters, ratios)
 
-        return Step(self._method_now(), state, stage, self._replicas, scaler, parts, each)
+        return Step(self._method_now(), state, stage, self._replicas, scaler, parts, each, (self, self.base))
 
     def _method_now(self) -> Method:
         if self.rho_schedule is None:

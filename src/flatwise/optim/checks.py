@@ -212,6 +212,11 @@ def same_scaler(known: Any) -> None:
         raise RuntimeError(messages.SCALER_LEFT_OUT)
 
 
+def seen_by_scaler() -> bool:
+    """Whether a scaler takes this step: it has looked at the gradients and would have skipped it."""
+    return _stepping_scaler() is not None
+
+
 def not_unscaled(value: Any, optimizers: Sequence[Optimizer]) -> None:
     """The scaler has not unscaled `.grad` yet: it would take what the passes leave there for unscaled."""
     states: dict[int, dict[str, Any]] = getattr(value, "_per_optimizer_states", {})

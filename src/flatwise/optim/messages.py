@@ -164,6 +164,12 @@ SCALED_BY_HAND = (
     "write p.backward(loss), not p.backward(scaler.scale(loss))"
 )
 
+NOTHING_BUT_SKIPS = (
+    "{count} steps in a row were skipped because a loss or gradient is not finite; the weights have not moved since. Look for "
+    "NaN in the batches, and in the loss at these weights: torch.autograd.set_detect_anomaly(True) names the operation. "
+    "A run that came here by itself wants a lower learning rate or rho, or clipping, from an earlier checkpoint on."
+)
+
 FOREIGN_NOISE = (
     "within the passes of this step, random numbers were drawn from Python's or numpy's global generator. Only torch's are "
     "replayed, so every pass saw another loss. Do what draws them (mixup, augmentation) once, before the loop over passes."

@@ -54,7 +54,7 @@ class Stage:
         self._random_before = RandomState(self._devices)
         self._random_after: RandomState | None = None
         self._closed = False
-        self._last = _KnownNorm()
+        self._last = KnownNorm()
 
     @contextmanager
     def visit(self, at_weights: bool, probe: bool) -> Generator[None]:
@@ -188,7 +188,7 @@ class Stage:
             self.repeatable = not self.replicas.apart and self._random_before == self._random_after
 
 
-class _KnownNorm:
+class KnownNorm:
     """The norm of one vector, known again only while its very tensors are unchanged. Keeps none of them alive.
 
     A sharded tensor does not tell when it was written into, so it is never known again.
@@ -199,6 +199,7 @@ class _KnownNorm:
         self._norm: Tensor | None = None
 
     def of(self, vector: Vector) -> Tensor:
+        """The norm of the vector, computed unless it is the one before."""
         if self._norm is None or not self._same(vector):
             self._norm = V.norm(vector)
             self._marks = [None if t is None else (weakref.ref(t), t._version) for t in vector]

@@ -154,8 +154,9 @@ class Step:
 
     def _check(self, norm: Tensor, *others: Scalar) -> None:
         """Let the step be skipped unless these are finite; their sum is where all of them are."""
-        here = [n.to(norm.device) if isinstance(n, Tensor) else n for n in others]
-        self._checks.append(sum(here, norm))
+        for other in others:
+            norm = norm + (other.to(norm.device) if isinstance(other, Tensor) else other)
+        self._checks.append(norm)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,19 @@ def test_in_place_forms_write_into_the_same_storage(seed, factor, as_tensor, hol
     assert [None if t is None else t.data_ptr() for t in a] == places
 
 
+@pytest.mark.parametrize("add", [V.add_where_, V._add_where_unread_], ids=["on the CPU", "as on a device"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_added_where_a_condition_holds(add, dtype, as_tensor):
+    a, b, factor = vector(1, dtype, holes={2}), vector(2, dtype), torch.tensor(0.3) if as_tensor else 0.3
+    expected, untouched = V.clone(a), V.clone(a)
+    V.add_(expected, b, factor)
+    add(torch.tensor(True), a, b, factor)
+    assert torch.equal(flat(a), flat(expected))
+    add(torch.tensor(False), untouched, V.scale(b, math.nan), torch.tensor(math.nan) if as_tensor else 0.3)
+    assert torch.equal(flat(untouched), flat(vector(1, dtype, holes={2})))
+
+
 @given(seeds, st.sets(st.integers(0, 4)), st.sets(st.integers(0, 4)))
 def test_inner_products(seed, holes_a, holes_b):
     a, b = vector(seed, holes=holes_a), vector(seed + 1, holes=holes_b)

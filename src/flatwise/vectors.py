@@ -99,6 +99,17 @@ def add_(a: Sequence[Tensor | None], b: Sequence[Tensor | None], factor: Scalar 
         torch._foreach_add_(into, what, alpha=factor)
 
 
+def add_where_(condition: Tensor, a: Sequence[Tensor | None], b: Sequence[Tensor | None], factor: Scalar) -> None:
+    """`a += factor * b` where the condition, a 0-d tensor, holds; else `a` stays, also where `b` or the factor is not finite.
+
+    On the CPU the answer is known. On a device the host does not wait for it, and one tensor of `b` at a time is copied.
+    """
+    if condition.device.type != "cpu":
+        _add_where_unread_(condition, a, b, factor)
+    elif condition:
+        add_(a, b, factor)
+
+
 def accumulate_(a: Vector, b: Sequence[Tensor | None], factor: Scalar = 1.0) -> None:
     """`a += factor * b`, in place where `a` has a tensor; where it has none, `factor * b` takes the place."""
     absent = [s is None for s in a]
@@ -175,6 +186,15 @@ def random_like(vector: Sequence[Tensor | None], seed: int, *, on_device: bool =
 def epsilon(vector: Sequence[Tensor | None]) -> float:
     """The machine epsilon of the coarsest dtype in the vector."""
     return max((torch.finfo(t.dtype).eps for t in present(vector)), default=torch.finfo(torch.float32).eps)
+
+
+def _add_where_unread_(
+    condition: Tensor, a: Sequence[Tensor | None], b: Sequence[Tensor | None], factor: Scalar
+) -> None:
+    if isinstance(factor, Tensor):
+        factor = torch.nan_to_num(factor, nan=0.0, posinf=0.0, neginf=0.0)  # zero times NaN is NaN
+    for t, s in zip(*map(locals_of, pairs(a, b))):
+        add_([t], [torch.where(condition.to(s.device), s, s.new_zeros(()))], factor)
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

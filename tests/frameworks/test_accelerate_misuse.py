@@ -193,7 +193,7 @@ REFUSED = {
         {"scaled": True},
         clipped_inside,
         RuntimeError,
-        "unscale_() has already been called on this optimizer",
+        "scaler.unscale_ was called on this optimizer before its passes were over",
     ),
     "deepspeed": (
         {},

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -202,3 +203,69 @@ def test_a_direction_that_is_not_finite_is_not_stepped_along():
     after = snapshot(run)
     assert_same({key: after[key] for key in ("model", "base")}, {key: before[key] for key in ("model", "base")})
     assert run.opt.diagnostics["skipped"] == 1
+
+
+def let_momentum_overflow(run):
+    for p in run.params:
+        run.base.state[p]["momentum_buffer"].fill_(math.inf)
+
+
+def test_a_displacement_that_is_not_finite_skips_the_step_though_every_gradient_is():
+    """The weights stay where they are, so the evaluation there is a good one: but not the one that was asked for."""
+    run = build(methods.MomentumSAM(rho=0.1))
+    train(run, batches(2))
+    let_momentum_overflow(run)
+    before, seen = flat(run.params), []
+    for p in run.opt.passes():
+        seen.append(flat(run.params))
+        p.backward(loss_of(run.model, batches(1)[0]))
+    run.opt.step()
+    assert all(torch.equal(weights, before) for weights in [*seen, flat(run.params)])
+    assert run.opt.diagnostics["skipped"] == 1
+
+
+def skipped_by_closure(run, batch):
+    run.opt.step(lambda: with_backward(overflowing_loss(run, batch, True)))
+
+
+def skipped_by_passes(run, batch):
+    for p in run.opt.passes():
+        p.backward(overflowing_loss(run, batch, True))
+    run.opt.step()
+
+
+def skipped_without_passes(run, batch):
+    with_backward(overflowing_loss(run, batch, True))
+    run.opt.step()
+
+
+def with_backward(loss):
+    loss.backward()
+    return loss
+
+
+def warned_of(steps):
+    """From which files, and of what, with every warning shown."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        steps()
+    return [(w.filename, str(w.message).split(" because ")[0]) for w in caught]
+
+
+@pytest.mark.parametrize("step", [skipped_by_closure, skipped_by_passes, skipped_without_passes])
+def test_ten_skipped_steps_in_a_row_are_told_once_where_the_user_stepped(step):
+    run, (batch,) = build(methods.SGD()), batches(1)
+    told = [(__file__, "10 steps in a row were skipped")]
+    assert warned_of(lambda: train(run, [batch] * 9, step)) == []
+    assert warned_of(lambda: train(run, [batch] * 40, step)) == told
+    assert warned_of(lambda: train(run, [batch] * 2)) == []
+    assert warned_of(lambda: train(run, [batch] * 9, step)) == []
+    run.opt.load_state_dict(run.opt.state_dict())  # from here on it is another row
+    assert warned_of(lambda: train(run, [batch] * 9, step)) == []
+    assert warned_of(lambda: train(run, [batch], step)) == told
+
+
+def test_a_scaler_that_searches_for_its_scale_is_not_told_of_its_skips():
+    run, (batch,) = build(methods.SAM(rho=0.1)), batches(1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    assert warned_of(lambda: [scaled_step(run, batch, 0, scaler) for _ in range(12)]) == []

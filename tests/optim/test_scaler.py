@@ -1,5 +1,7 @@
 """torch.amp.GradScaler, on the CPU: unscale_, clipping, step and update read as always."""
 
+import math
+
 import pytest
 import torch
 from methods.cases import CASES, every_method
@@ -161,6 +163,24 @@ def test_a_scale_far_too_large_backs_off_once_a_step_until_it_fits(case):
     assert 0 < run.opt.diagnostics["skipped"] < 40
     assert torch.isfinite(flat(run.params)).all()
     assert not torch.equal(flat(run.params), start)
+
+
+@pytest.mark.parametrize("spoilt", [math.inf, math.nan])
+@every_method
+def test_a_forward_that_validates_is_never_shown_weights_that_are_not_finite(case, spoilt):
+    """torch.distributions raises on NaN: it would end the run before the scale could back off."""
+    run, scaling = build(case.method), scaler(2.0**8)
+    x, _ = batches(1)[0]
+    before = flat(run.params)
+    for number, p in enumerate(run.opt.passes(scaling)):
+        mean, deviation, other = run.model(x).unbind(1)
+        loss = -torch.distributions.Normal(mean, deviation.exp()).log_prob(other).mean()
+        p.backward(loss * (spoilt if number == 0 else 1.0))
+    scaling.step(run.opt)
+    scaling.update()
+    assert scaling.get_scale() == 2.0**7
+    assert torch.equal(flat(run.params), before)
+    assert run.opt.diagnostics["skipped"] == 1
 
 
 @pytest.mark.parametrize("base", ["sgd", "adamw"])

@@ -1,5 +1,8 @@
 """opt.step() without closure: legal after finished passes, for one-evaluation methods, with every lr zero; else refused."""
 
+import math
+import weakref
+
 import pytest
 import torch
 from methods.cases import every_displacing_method, every_method
@@ -51,6 +54,94 @@ def test_for_a_method_of_one_evaluation_it_is_the_bases_step_on_grad(base):
             loss_of(net, batch).backward()
             optimizer.step()
     assert_same(run.model.state_dict(), model.state_dict())
+
+
+ONE_EVALUATION = {
+    "sgd": methods.SGD(),
+    "late": methods.Late(methods.SAM(rho=0.1), start=100),
+    "interval": methods.Interval(methods.SAM(rho=0.1), every=100),
+    "looksam": methods.LookSAM(rho=0.1, every=100),
+    "ae-sam": methods.AESAM(rho=0.1, start=1e6, end=1e6),
+}
+every_one_evaluation = pytest.mark.parametrize("method", ONE_EVALUATION.values(), ids=ONE_EVALUATION)
+
+
+def step_alone(run, batch, factor=1.0):
+    run.opt.zero_grad()
+    (loss_of(run.model, batch) * factor).backward()
+    run.opt.step()
+
+
+def begun(method, base="sgd", **options):
+    """At step 1: the first one has passes, for those that begin with more than one evaluation."""
+    run = build(method, base, **options)
+    step_by_passes(run, batches(1)[0])
+    return run
+
+
+@every_base
+@pytest.mark.parametrize("factor", [math.inf, math.nan])
+@every_one_evaluation
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted_as_with_passes(method, factor, base):
+    run, good = begun(method, base), batches(3)
+    step_alone(run, good[0])
+    before = snapshot(run)
+    step_alone(run, good[1], factor)
+    assert run.opt.diagnostics["skipped"] == 1
+    assert all(p.grad is None for p in run.params)
+    after = snapshot(run)
+    for entries in after["optimizer"]["state"].values():
+        entries["flatwise.skipped"].zero_()
+    assert_same(after, before)
+    step_alone(run, good[2])
+    assert run.opt.diagnostics["skipped"] == 1
+    assert not torch.equal(flat(run.params), torch.cat([t.reshape(-1) for t in before["model"].values()]))
+
+
+@every_one_evaluation
+def test_the_numbers_of_a_step_without_passes_are_its_own_and_its_loss_is_not_known(method):
+    run, twin, batch = begun(method), begun(method), batches(2)[1]
+    assert run.opt.loss is not None
+    step_alone(run, batch)
+    step_by_passes(twin, batch)
+    assert run.opt.loss is None
+    numbers, expected = run.opt.diagnostics, twin.opt.diagnostics
+    assert math.isnan(numbers.pop("loss"))
+    assert math.isfinite(expected.pop("loss"))
+    assert numbers == expected
+
+
+def test_a_step_without_passes_keeps_no_gradient_alive():
+    run = begun(methods.SGD())
+    step_alone(run, batches(1)[0])
+    gradient = weakref.ref(run.params[0].grad)
+    run.opt.zero_grad()
+    assert gradient() is None
+
+
+def test_sparse_gradients_go_to_a_base_optimizer_that_takes_them():
+    run = build(methods.SGD(), torch.optim.SparseAdam, net=lambda _: torch.nn.Embedding(5, 3, sparse=True))
+    for factor in (1.0, math.nan):
+        before = flat(run.params)
+        run.opt.zero_grad()
+        (run.model(torch.tensor([1, 1, 2])).square().sum() * factor).backward()
+        run.opt.step()
+        assert torch.equal(flat(run.params), before) == math.isnan(factor)
+    assert run.opt.diagnostics["skipped"] == 1
+
+
+def test_a_mistake_in_the_first_passes_is_told_also_after_steps_without():
+    run = build(methods.Late(methods.SAM(rho=0.1), start=1))
+    step_alone(run, batches(1)[0])
+    run.opt.zero_grad()
+
+    def clipped_within():
+        for p in run.opt.passes():
+            p.backward(loss_of(run.model, batches(1)[0]))
+            torch.nn.utils.clip_grad_norm_(run.params, 1e-3)
+
+    with pytest.warns(UserWarning, match="gradients were changed within a pass"):
+        clipped_within()
 
 
 @pytest.mark.parametrize("fresh_gradients", [False, True])

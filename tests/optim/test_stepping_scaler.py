@@ -4,6 +4,7 @@ import pytest
 import torch
 from methods.cases import every_displacing_method, every_method
 from optim.problems import assert_same, batches, build, closure_of, loss_of, snapshot, step_by_passes, train
+from torch.utils.checkpoint import checkpoint
 
 from flatwise.methods import SAM, SGD
 
@@ -42,6 +43,52 @@ def test_a_step_that_leaves_the_scaler_out(case):
     with pytest.raises(RuntimeError, match="step\\(\\) did not come from it"):
         run.opt.step()
     assert_same(snapshot(run), before)
+
+
+@pytest.mark.parametrize("told", ["opt", "base"])
+@pytest.mark.parametrize("every_pass", [False, True])
+@every_method
+def test_unscaling_within_the_passes_is_refused_and_the_weights_are_back(case, every_pass, told):
+    run, known = build(case.method), scaler()
+    before = snapshot(run)
+
+    def backward(p, loss):
+        p.backward(loss)
+        if every_pass or p.at_weights:
+            known.unscale_(getattr(run, told))
+
+    with pytest.raises(RuntimeError, match=r"(?s)before its passes were over.*scaler\.update\(\) before"):
+        passes(run, known, backward)
+    assert_same(snapshot(run), before)
+    known.update()
+    step_by_passes(run, batches(1)[0], known)
+    assert run.opt.diagnostics["skipped"] == 0
+
+
+@every_method
+def test_a_loss_that_was_scaled_by_hand_is_refused(case):
+    run, known = build(case.method), scaler()
+    before = snapshot(run)
+    with pytest.raises(ValueError, match=r"write p\.backward\(loss\), not p\.backward\(scaler\.scale\(loss\)\)"):
+        passes(run, known, scaled_by_hand(known))
+    assert_same(snapshot(run), before)
+
+
+def test_a_loss_times_something_else_is_no_scaled_one():
+    """A factor, a learned one, one within a checkpoint whose backward must find what it kept, one whose graph is freed."""
+    run, known = build(SAM(0.1)), scaler()
+    factor = torch.tensor(2.0)
+    batch = batches(1)[0]
+    for p in run.opt.passes(known):
+        p.backward(loss_of(run.model, batch) * factor)
+        p.backward(loss_of(run.model, batch) * loss_of(run.model, batch))
+        p.backward(checkpoint(lambda: loss_of(run.model, batch) * factor, use_reentrant=False))
+    known.step(run.opt)
+    known.update()
+    freed = loss_of(run.model, batch) * factor
+    freed.backward()
+    with pytest.raises(RuntimeError, match="backward failed"):
+        passes(run, known, lambda p, _: p.backward(freed))
 
 
 @every_displacing_method

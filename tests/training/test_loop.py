@@ -80,6 +80,7 @@ def test_with_a_falling_rho_too(tmp_path):
     assert run.summary["mean_rho"] == pytest.approx(sum(0.5 * (1 - step / 20) for step in range(20)) / 20)
 
 
+@pytest.mark.filterwarnings("ignore:10 steps in a row were skipped")
 def test_a_skipped_step_does_not_advance_rho(tmp_path):
     """At a learning rate of 1e8 the first step is taken, and all others overflow in their second pass."""
     config = replace(SMALL, loss="squared-error", lr=1e8, schedule="constant", rho_schedule="linear", steps=50)
@@ -170,7 +171,9 @@ def test_a_loss_that_becomes_nan_ends_the_run_at_that_step(tmp_path):
 
 
 def test_a_run_whose_steps_are_all_skipped_is_ended(tmp_path):
-    run = train(replace(SMALL, loss="squared-error", lr=1e8, schedule="constant", steps=50), tmp_path / "run")
+    config = replace(SMALL, loss="squared-error", lr=1e8, schedule="constant", steps=50)
+    with pytest.warns(UserWarning, match="10 steps in a row were skipped"):
+        run = train(config, tmp_path / "run")
     assert run.status == "diverged"
     assert "10 steps in a row could not be taken" in run.summary["reason"]
     assert run.summary["skipped"] == 10

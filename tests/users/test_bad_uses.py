@@ -1,4 +1,4 @@
-"""Ten bad uses of a plain loop: every row of the table in docs/bad-uses.md is run, and its sentence is read from there."""
+"""Twelve bad uses of a plain loop: every row of the table in docs/bad-uses.md is run, and its sentence is read from there."""
 
 import builtins
 import copy
@@ -82,6 +82,20 @@ def without_the_model(model, _):
     fw.SharpnessAware(momentum_sgd(model.parameters()), fw.methods.SAM(rho=0.1))
 
 
+def unscaled_within_a_pass(model, optimizer):
+    scaler = torch.amp.GradScaler("cpu")
+    for number, p in enumerate(optimizer.passes(scaler)):
+        p.backward(loss_of(model, BATCH))
+        if number == 0:
+            scaler.unscale_(optimizer)
+
+
+def scaled_by_hand(model, optimizer):
+    scaler = torch.amp.GradScaler("cpu")
+    for p in optimizer.passes(scaler):
+        p.backward(scaler.scale(loss_of(model, BATCH)))
+
+
 USES = dict(
     enumerate(
         [
@@ -95,6 +109,8 @@ USES = dict(
             clipped_within_a_pass,
             class_as_base,
             without_the_model,
+            unscaled_within_a_pass,
+            scaled_by_hand,
         ],
         start=1,
     )
@@ -118,8 +134,8 @@ def kind_of(row):
     return getattr(builtins, row["kind"])
 
 
-def test_the_page_has_ten():
-    assert list(ROWS) == list(USES) == list(range(1, 11))
+def test_the_page_has_twelve():
+    assert list(ROWS) == list(USES) == list(range(1, 13))
 
 
 @pytest.mark.parametrize("number", USES)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import OptState
 from torch.nn.parameter import is_lazy
 from torch.optim import LBFGS, Optimizer
 
@@ -249,6 +250,36 @@ def same_scaler(known: Any) -> None:
         raise RuntimeError(messages.SCALER_UNKNOWN)
     if known is not None and stepping is None:
         raise RuntimeError(messages.SCALER_LEFT_OUT)
+
+
+def seen_by_scaler() -> bool:
+    """Whether a scaler takes this step: it has looked at the gradients and would have skipped it."""
+    return _stepping_scaler() is not None
+
+
+def not_unscaled(value: Any, optimizers: Sequence[Optimizer]) -> None:
+    """The scaler has not unscaled `.grad` yet: it would take what the passes leave there for unscaled."""
+    states: dict[int, dict[str, Any]] = getattr(value, "_per_optimizer_states", {})
+    if any(states.get(id(optimizer), {}).get("stage") is OptState.UNSCALED for optimizer in optimizers):
+        raise RuntimeError(messages.UNSCALED_TOO_EARLY)
+
+
+def not_scaled(value: Tensor, known: Any) -> None:
+    """The scaler has not multiplied the loss already, as told by the operation that made it."""
+    scale, made = getattr(known, "_scale", None), value.grad_fn
+    if scale is None or made is None or made.name() != "MulBackward0":
+        return
+    factors = [_saved(made, name) for name in ("_raw_saved_self", "_raw_saved_other")]
+    if any(isinstance(f, Tensor) and f.data_ptr() == scale.data_ptr() for f in factors):
+        raise ValueError(messages.SCALED_BY_HAND)
+
+
+def _saved(made: Any, name: str) -> Any:
+    """What an operation keeps for its backward, without running a hook that would unpack it; None where that is unknown."""
+    try:
+        return getattr(getattr(made, name, None), "data", None)
+    except RuntimeError:  # an earlier backward has freed it, and says so itself
+        return None
 
 
 def needs_passes() -> str:

@@ -157,6 +157,30 @@ SCALER_UNKNOWN = f"""a GradScaler steps this optimizer, but its passes did not k
 SCALER_LEFT_OUT = f"""these passes had a GradScaler, so the gradients are scaled, but step() did not come from it:
 {SCALED_LOOP}"""
 
+UNSCALED_TOO_EARLY = """scaler.unscale_ was called on this optimizer before its passes were over, and would not come again.
+Each pass unscales its own gradient; unscale_, and the clipping, come once, after the loop over passes:
+
+    for p in optimizer.passes(scaler):
+        p.backward(loss_fn(model(inputs), targets))
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    scaler.step(optimizer)
+    scaler.update()
+
+Where a step is given up after unscale_, as here, call scaler.update() before the next one.
+"""
+
+SCALED_BY_HAND = (
+    "p.backward was given a loss that the scaler has scaled already, and would scale it again: the passes know the scaler, so "
+    "write p.backward(loss), not p.backward(scaler.scale(loss))"
+)
+
+NOTHING_BUT_SKIPS = (
+    "{count} steps in a row were skipped because a loss or gradient is not finite; the weights have not moved since. Look for "
+    "NaN in the batches, and in the loss at these weights: torch.autograd.set_detect_anomaly(True) names the operation. "
+    "A run that came here by itself wants a lower learning rate or rho, or clipping, from an earlier checkpoint on."
+)
+
 FOREIGN_NOISE = (
     "within the passes of this step, random numbers were drawn from Python's or numpy's global generator. Only torch's are "
     "replayed, so every pass saw another loss. Do what draws them (mixup, augmentation) once, before the loop over passes."

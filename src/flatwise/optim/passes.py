@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flatwise import vectors as V
 from flatwise.methods import At, Evaluation
-from flatwise.optim import messages
+from flatwise.optim import checks, messages
 from flatwise.optim.replicas import Replicas
 from flatwise.vectors import Vector
 
@@ -60,6 +60,7 @@ class Pass:
             weight: >= 0, for micro-batches of unequal size, also over replicas: a rank without data runs any batch with 0.
         """
         self._check(loss, weight)
+        checks.not_scaled(loss, self._scaler)
         scaled = loss if self._scaler is None else self._scaler.scale(loss)
         with explained():
             (scaled if weight == 1 else scaled * weight).backward()

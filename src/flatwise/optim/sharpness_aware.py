@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from flatwise.methods import Evaluation, Method, State
+from flatwise import vectors as V
+from flatwise.methods import Method, State
 from flatwise.methods.checks import positive_integer
 from flatwise.optim import checkpoint, checks, lightning_closures, messages, update, views
+from flatwise.optim.alone import Alone, without_passes
 from flatwise.optim.backup import Backup
 from flatwise.optim.first_step import FirstStep
 from flatwise.optim.imitations import on_the_real_one
@@ -22,10 +24,10 @@ from flatwise.optim.leftovers import Leftovers
 from flatwise.optim.passes import Pass, Passes, explained
 from flatwise.optim.replicas import Perturb, Replicas
 from flatwise.optim.schedules import RhoSchedule
+from flatwise.optim.skips import Skips
 from flatwise.optim.stage import Stage
 from flatwise.optim.step import Step
 from flatwise.optim.wrapping import Wrapping
-from flatwise.vectors import Vector
 
 Closure = Callable[[], Any]
 
@@ -135,7 +137,7 @@ class SharpnessAware(Wrapping):
         Args:
             closure: zeroes gradients (or does not), runs forward and backward, returns the loss; evaluated as often as the
                 method asks. A list of closures is one micro-batch each, and the gradient is the mean over them. Without one,
-                the step after finished passes.
+                the step after finished passes, or after a plain backward where the method asks for nothing else.
 
         Returns:
             The loss at the weights, or where a method never evaluates there (TSAM, MomentumSAM, NSO) at its first displaced
@@ -163,7 +165,10 @@ class SharpnessAware(Wrapping):
     @property
     @on_the_real_one
     def loss(self) -> Tensor | None:
-        """The loss of the last step, as `step` returns it, 0-d; None before the first. Does not wait for the device."""
+        """The loss of the last step, as `step` returns it, 0-d. Does not wait for the device.
+
+        None before the first step, and after one without passes (`loss.backward(); optimizer.step()`), whose loss nobody told.
+        """
         return self._last.loss if self._last is not None else None
 
     @property
@@ -171,7 +176,7 @@ class SharpnessAware(Wrapping):
     def diagnostics(self) -> dict[str, float]:
         """Numbers of the last step: loss, gradient_norm, displacement_norm, evaluations, skipped, and the method's own.
 
-        Reading them waits for the device.
+        After a step without passes, whose loss nobody told, the loss is nan. Reading them waits for the device.
         """
         numbers = self._last.diagnostics() if self._last is not None else {}
         return numbers | {"skipped": float(self._skipped)}
@@ -222,7 +227,7 @@ class SharpnessAware(Wrapping):
         self._restore()
         theirs, ours, skipped = checkpoint.split(state_dict, self._initial())
         self.base.load_state_dict(theirs)
-        self._memory, self._skipped = ours, skipped
+        self._memory, self._skipped, self._skips = ours, skipped, Skips()
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -256,7 +261,7 @@ class SharpnessAware(Wrapping):
         def state() -> State:
             return self._working_state(parameters, ratios)
 
-        return Step(self._method_now(), state, stage, self._replicas, scaler, parts, each)
+        return Step(self._method_now(), state, stage, self._replicas, scaler, parts, each, (self, self.base))
 
     def _method_now(self) -> Method:
         if self.rho_schedule is None:
@@ -284,7 +289,7 @@ class SharpnessAware(Wrapping):
         return self._concluded().loss
 
     def _run(self, step: Step) -> Generator[Pass]:
-        watch = FirstStep(self._replicas, self.param_groups, self.fresh_noise) if self._last is None else None
+        watch = FirstStep(self._replicas, self.param_groups, self.fresh_noise) if self._is_watched else None
         try:
             yield from step.run()
         finally:
@@ -293,6 +298,7 @@ class SharpnessAware(Wrapping):
             watch.conclude(step)
         self._outcome = step
         self._last = step
+        self._is_watched = False
         self._skipped += not step.finite
 
     def _is_open(self) -> bool:
@@ -317,7 +323,9 @@ class SharpnessAware(Wrapping):
     def _reset(self) -> None:
         self._backup = Backup()
         self._leftovers = Leftovers()
-        self._last: Step | None = None
+        self._skips = Skips()
+        self._last: Step | Alone | None = None
+        self._is_watched = True
         self._forget()
 
     def _forget(self) -> None:
@@ -329,14 +337,15 @@ class SharpnessAware(Wrapping):
         return cast(Step, self._outcome)
 
     def _finish(self) -> None:
-        if self._outcome is None:
-            self._step_alone()
-            return
-        outcome = self._outcome
+        finite = self._step_alone() if self._outcome is None else self._step_after_passes(self._outcome)
+        self._skips.note(finite, stacklevel=4)
+
+    def _step_after_passes(self, outcome: Step) -> bool:
         checks.same_scaler(outcome.scaler)
         self._forget()
         if outcome.finite:
             self._advance(outcome.states[0])
+        return outcome.finite
 
     def _advance(self, state: State) -> None:
         """The base optimizer's step, what the method makes of it, and only then the method's new state."""
@@ -344,30 +353,24 @@ class SharpnessAware(Wrapping):
         state.step += 1
         self._memory = views.hidden(state)
 
-    def _step_alone(self) -> None:
+    def _step_alone(self) -> bool:
         if self._restore():
             raise RuntimeError(messages.UNFINISHED)
         if checks.initialises(self.base):
             self._remembered()
             self.base.step()
-            return
+            return True
         parameters = self._parameters()
         state = self._working_state(parameters, checks.ratios(self.param_groups, self.method))
-        direction = _without_passes(self._method_now(), state, [p.grad for p in parameters])
-        if direction is None:
+        gradient = V.laid_out_like([p.grad for p in parameters], parameters)
+        found = without_passes(self._method_now(), state, gradient)
+        if found is None:
             raise RuntimeError(checks.needs_passes())
+        direction, self._last = found
+        finite = checks.seen_by_scaler() or self._last.finite()
         for p, d in zip(parameters, direction, strict=True):
-            p.grad = d
-        self._advance(state)
-
-
-def _without_passes(method: Method, state: State, gradient: Vector) -> Vector | None:
-    """The direction of a method that asks for nothing but the gradient at the weights; None where it asks for more."""
-    dialogue = method.passes(state)
-    if {"loss", "momentum"} & views.needed(method) or next(dialogue).vector is not None:
-        return None
-    try:
-        dialogue.send(Evaluation(torch.tensor(torch.nan), gradient))
-    except StopIteration as finished:
-        return finished.value
-    return None
+            p.grad = d if finite else None
+        if finite:
+            self._advance(state)
+        self._skipped += not finite
+        return finite

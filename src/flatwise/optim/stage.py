@@ -23,6 +23,7 @@ class Stage:
 
     Attributes:
         displacement_norm: of the last place that was no probe.
+        reach: how far the present place is from the weights; where it is not finite, the weights have not moved.
         last_counts: whether the last evaluation is the one whose loss is the step's, and in which buffers advanced.
         repeatable: whether the first evaluation drew no random numbers and was the same on all replicas.
     """
@@ -47,12 +48,13 @@ class Stage:
         self._backup = backup
         self._devices = modules.devices(parameters)
         self.displacement_norm: Tensor | float = 0.0
+        self.reach: Tensor | float = 0.0
         self._buffers_after: Buffers | None = None
         self._advanced_at_weights = False
         self._random_before = RandomState(self._devices)
         self._random_after: RandomState | None = None
         self._closed = False
-        self._last = _KnownNorm()
+        self._last = KnownNorm()
 
     @contextmanager
     def visit(self, at_weights: bool, probe: bool) -> Generator[None]:
@@ -69,17 +71,23 @@ class Stage:
 
     @torch.no_grad()
     def displace(self, at: At) -> None:
-        """Move the weights there, in place; leaving `visit` moves them back."""
+        """Move the weights there, in place; leaving `visit` moves them back.
+
+        After an overflow there is no such place. The weights stay, since a forward at NaN may raise before the step is skipped.
+        """
+        self.reach = 0.0
         if at.vector is None:
             return
         restricted = at.by_group and not all(self.ratios)
         vector = V.restrict(at.vector, [r > 0 for r in self.ratios]) if restricted else at.vector
-        factor = at.length * V.reciprocal(self._last.of(vector)) if at.normalised else at.length
+        norm = self._last.of(vector)
+        factor = at.length * V.reciprocal(norm) if at.normalised else at.length
+        self.reach = reach = self._length_of(vector, norm, factor, at.by_group)
         self._backup.save(self.parameters, vector)
-        self._add(vector, factor, at.by_group)
+        self._add(vector, factor, at.by_group, torch.isfinite(reach))
         self._forget_copies()
         if not at.probe:
-            self.displacement_norm = self._length_of(vector, factor, at.by_group)
+            self.displacement_norm = reach
 
     def norm(self, vector: Vector) -> Tensor:
         """The norm of a gradient or a direction. That of the last one is known: going along it does not compute it again."""
@@ -110,16 +118,16 @@ class Stage:
 
     # --- weights ------------------------------------------------------------------------------------------------------
 
-    def _add(self, vector: Vector, factor: Tensor | float, by_group: bool) -> None:
+    def _add(self, vector: Vector, factor: Tensor | float, by_group: bool, reachable: Tensor) -> None:
         ratios = self._distinct_ratios() if by_group else [1.0]
         for ratio in ratios:
             part = V.restrict(vector, [r == ratio for r in self.ratios]) if len(ratios) > 1 else vector
-            V.add_(self.parameters, part, factor if ratio == 1 else factor * ratio)
+            V.add_where_(reachable, self.parameters, part, factor if ratio == 1 else factor * ratio)
 
-    def _length_of(self, vector: Vector, factor: Tensor | float, by_group: bool) -> Tensor:
+    def _length_of(self, vector: Vector, norm: Tensor, factor: Tensor | float, by_group: bool) -> Tensor:
         ratios = self._distinct_ratios() if by_group else [1.0]
         if ratios in ([], [1.0]):
-            return self._last.of(vector) * factor
+            return norm * factor
         parts = [V.norm(V.restrict(vector, [r == ratio for r in self.ratios])) * ratio for ratio in ratios]
         return V.norm(V.scale(parts, factor))
 
@@ -180,7 +188,7 @@ class Stage:
             self.repeatable = not self.replicas.apart and self._random_before == self._random_after
 
 
-class _KnownNorm:
+class KnownNorm:
     """The norm of one vector, known again only while its very tensors are unchanged. Keeps none of them alive.
 
     A sharded tensor does not tell when it was written into, so it is never known again.
@@ -191,6 +199,7 @@ class _KnownNorm:
         self._norm: Tensor | None = None
 
     def of(self, vector: Vector) -> Tensor:
+        """The norm of the vector, computed unless it is the one before."""
         if self._norm is None or not self._same(vector):
             self._norm = V.norm(vector)
             self._marks = [None if t is None else (weakref.ref(t), t._version) for t in vector]

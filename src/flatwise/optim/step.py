@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from flatwise import vectors as V
 from flatwise.methods import At, Evaluation, Method, State
-from flatwise.optim import messages
+from flatwise.optim import checks, messages
 from flatwise.optim.passes import Pass, scale_of
 from flatwise.optim.replicas import Replicas
 from flatwise.optim.stage import Stage
@@ -28,6 +29,7 @@ class Step:
         scaler: a `torch.amp.GradScaler`, or None.
         parts: into how many parts the user splits the batch.
         each: a dialogue per part (True), or a dialogue in which every evaluation is the mean over the parts (False).
+        optimizers: as which a scaler may know the one that steps: the wrapper, its base.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Step:
         scaler: Any,
         parts: int,
         each: bool,
+        optimizers: Sequence[Optimizer],
     ) -> None:
         self.method = method
         self.replicas = replicas
@@ -49,6 +52,7 @@ class Step:
         self.evaluations = 0
         self.interfered = False
         self.states: list[State] = []
+        self._optimizers = optimizers
         self._new_state = state
         self._new_stage = stage
         self._stage: Stage | None = None
@@ -140,16 +144,23 @@ class Step:
 
     @torch.no_grad()
     def _evaluated(self, stage: Stage, p: Pass) -> Evaluation:
+        checks.not_unscaled(self.scaler, self._optimizers)
         evaluation = p.evaluation(stage.repeatable)
         norm = stage.norm(evaluation.gradient)
         self.evaluations += 1
         self.interfered |= p.interfered
-        self._checks.append(norm + evaluation.loss.to(norm.device))  # finite where both are
+        self._check(norm, evaluation.loss, stage.reach)
         if stage.last_counts:
             self._losses[-1], self._norms[-1], self._weights[-1] = evaluation.loss, norm, p.weight
         if p.agreed is not None:
             self._agreements.append(p.agreed)
         return evaluation
+
+    def _check(self, norm: Tensor, *others: Scalar) -> None:
+        """Let the step be skipped unless these are finite; their sum is where all of them are."""
+        for other in others:
+            norm = norm + (other.to(norm.device) if isinstance(other, Tensor) else other)
+        self._checks.append(norm)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -175,6 +175,7 @@ def test_a_pattern_that_means_nothing_is_refused():
         matching(objective, "0", "lsat")
 
 
+@pytest.mark.filterwarnings("ignore:1 of the optimizer.s 4 parameters are not in the model")
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_the_groups_of_an_optimizer(wrapped):
     objective = objective_of("mlp")

@@ -62,6 +62,14 @@ def extended(known: State, initial: State) -> State:
     return state
 
 
+def handed_over(known: State, initial: State) -> State:
+    """The state after another method took over: what is known, where that is what the new one remembers, else the initial one."""
+    same = (known.vectors.keys(), known.numbers.keys()) == (initial.vectors.keys(), initial.numbers.keys())
+    state = known.copy() if same else initial
+    state.step, state.seed = known.step, initial.seed
+    return state
+
+
 def _indices(state_dict: dict[str, Any]) -> list[Any]:
     return [i for group in state_dict["param_groups"] for i in group["params"]]
 

@@ -111,6 +111,14 @@ def warn_if_lacking(model: nn.Module | None, parameters: Sequence[Tensor], stack
         warnings.warn(messages.NOT_IN_MODEL.format(**found), UserWarning, stacklevel=stacklevel + 1)
 
 
+def together(method: Method, base: Optimizer, model: nn.Module | None, apart: object, factor: object) -> None:
+    """The method goes with all else that the optimizer has: its base, its model, how ranks are displaced, its schedule of rho."""
+    perturb(apart, method)
+    ratios(base.param_groups, method)
+    schedule(factor, method)
+    needs(method, base, model)
+
+
 def perturb(value: object, method: Method) -> None:
     """'global', or 'local' or a mesh with a method whose evaluations are the same in number on every rank."""
     if isinstance(value, str) and value == "global":

@@ -32,7 +32,7 @@ from flatwise.optim.wrapping import Wrapping
 Closure = Callable[[], Any]
 
 # What pickle and deepcopy keep.
-_KEPT = ("base", "defaults", "method", "fresh_noise", "rho_schedule", "_perturb", "_model", "_memory", "_skipped")
+_KEPT = ("base", "defaults", "_method", "fresh_noise", "rho_schedule", "_perturb", "_model", "_memory", "_skipped")
 
 
 class SharpnessAware(Wrapping):
@@ -78,15 +78,12 @@ class SharpnessAware(Wrapping):
         checks.base(base_optimizer, SharpnessAware)
         checks.method(method)
         checks.model(model)
-        checks.perturb(perturb, method)
-        checks.ratios(base_optimizer.param_groups, method)
+        checks.together(method, base_optimizer, model, perturb, rho_schedule)
         checks.group_rhos(base_optimizer.param_groups, method)
-        checks.schedule(rho_schedule, method)
-        checks.needs(method, base_optimizer, model)
         if model is None:
             warnings.warn(messages.NO_MODEL, UserWarning, stacklevel=2)
         super().__init__(base_optimizer)
-        self.method = method
+        self._method = method
         self.fresh_noise = fresh_noise
         self.rho_schedule = rho_schedule
         self._perturb: Perturb = perturb
@@ -180,6 +177,25 @@ class SharpnessAware(Wrapping):
         """
         numbers = self._last.diagnostics() if self._last is not None else {}
         return numbers | {"skipped": float(self._skipped)}
+
+    @property
+    @on_the_real_one
+    def method(self) -> Method:
+        """The method. Another one may take over between two steps: it starts anew, but for the count of steps.
+
+        What both remember under the same names is kept, so that one with another rho goes on as it was.
+        """
+        return self._method
+
+    @method.setter
+    @on_the_real_one
+    def method(self, method: Method) -> None:
+        checks.method(method)
+        checks.together(method, self.base, self._model, self._perturb, self.rho_schedule)
+        self._restore()
+        self._method = method
+        if self._memory is not None:
+            self._memory = checkpoint.handed_over(self._memory, self._initial())
 
     @property
     @on_the_real_one

@@ -113,6 +113,12 @@ def test_one_batch_in_place_of_a_list_of_them_is_refused(one):
         Objective(model, cross_entropy, one(data[0]))
 
 
+def test_two_bare_tensors_of_other_shapes_may_be_two_batches():
+    model, squares = nn.Linear(3, 1), lambda model, x: model(x).square().mean()
+    assert Objective(model, squares, [torch.randn(4, 3), torch.randn(5, 2, 3)]).value() > 0
+    assert Objective(model, squares, [torch.randn(4, 3), torch.randn(4, 2, 3)]).value() > 0
+
+
 def test_batches_may_be_bare_tensors_and_where_the_loss_fails_on_them_a_note_says_that_they_may_be_one_batch():
     model, data, _ = problem("mlp")
     squares = lambda model, x: model(x).square().mean()

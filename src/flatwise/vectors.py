@@ -8,7 +8,7 @@ This module is the only place that knows about sharded tensors (DTensor): dots a
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
@@ -22,6 +22,9 @@ Scalar: TypeAlias = float | Tensor
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _HALF = (torch.float16, torch.bfloat16)
+
+LARGE, PIECE = 2**20, 2**14
+"""Numbers in a tensor from which on sums over it are taken piece by piece on CPUs, and in a piece."""
 
 
 def present(vector: Iterable[Tensor | None]) -> list[Tensor]:
@@ -102,7 +105,7 @@ def add_(a: Sequence[Tensor | None], b: Sequence[Tensor | None], factor: Scalar 
 def add_where_(condition: Tensor, a: Sequence[Tensor | None], b: Sequence[Tensor | None], factor: Scalar) -> None:
     """`a += factor * b` where the condition, a 0-d tensor, holds; else `a` stays, also where `b` or the factor is not finite.
 
-    On the CPU the answer is known. On a device the host does not wait for it, and one tensor of `b` at a time is copied.
+    On the CPU the answer is known. On a device the host does not wait for it, and a share of `b` at a time is copied.
     """
     if condition.device.type != "cpu":
         _add_where_unread_(condition, a, b, factor)
@@ -141,6 +144,7 @@ def norm(vector: Sequence[Tensor | None]) -> Tensor:
     tensors = present(vector)
     if not tensors or any(is_sharded(t) for t in tensors):
         return dot(vector, vector).sqrt()
+    tensors = [piece for t in tensors for piece in _pieces(t)]
     widest = _widest(tensors)
     narrow = any(t.dtype != widest for t in tensors)
     return torch.linalg.vector_norm(_stack(torch._foreach_norm(tensors, 2, dtype=widest if narrow else None)))
@@ -193,8 +197,22 @@ def _add_where_unread_(
 ) -> None:
     if isinstance(factor, Tensor):
         factor = torch.nan_to_num(factor, nan=0.0, posinf=0.0, neginf=0.0)  # zero times NaN is NaN
-    for t, s in zip(*map(locals_of, pairs(a, b))):
-        add_([t], [torch.where(condition.to(s.device), s, s.new_zeros(()))], factor)
+    into, what = map(locals_of, pairs(a, b))
+    known = {device: condition.to(device) for device in {s.device for s in what}}
+    for some in _shares([s.numel() for s in what]):
+        add_(into[some], [torch.where(known[s.device], s, 0.0) for s in what[some]], factor)
+
+
+def _shares(sizes: Sequence[int]) -> Iterator[slice]:
+    """Runs of tensors, each of an eighth of all numbers or less, or of a single tensor."""
+    first, total = 0, 0
+    for i, size in enumerate(sizes):
+        total += size
+        if i > first and 8 * total > sum(sizes):
+            yield slice(first, i)
+            first, total = i, size
+    if sizes:
+        yield slice(first, len(sizes))
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -231,7 +249,15 @@ def _product(t: Tensor, factor: Scalar) -> Tensor:
 
 def _flat_dot(a: Tensor, b: Tensor) -> Tensor:
     dtype = _widest((a, b))
-    return torch.dot(_flat(a, dtype), _flat(b, dtype))
+    dots = [torch.dot(s, t) for s, t in zip(_pieces(_flat(a, dtype)), _pieces(_flat(b, dtype)), strict=True)]
+    return dots[0] if len(dots) == 1 else torch.stack(dots).sum()
+
+
+def _pieces(t: Tensor) -> Sequence[Tensor]:
+    """The tensor, or parts of it where one sum would drift: on CPUs that of 10^8 squares in float32 is a percent too small."""
+    if t.device.type != "cpu" or t.dtype == torch.float64 or t.numel() <= LARGE:
+        return [t]
+    return t.detach().reshape(-1).split(PIECE)
 
 
 def _flat(t: Tensor, dtype: torch.dtype) -> Tensor:

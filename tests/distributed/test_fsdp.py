@@ -41,3 +41,8 @@ def test_mixed_precision_computes_in_bfloat16_and_averages_in_float32(two):
         transcriptions.take_step(base, params, transcriptions.sam(loss, params, SAM.rho))
     expected = torch.cat([p.detach().reshape(-1) for p in params])
     torch.testing.assert_close(same_on_both(two["mixed precision"]), expected, rtol=0, atol=1e-6)
+
+
+def test_a_process_without_weights_does_not_step_out_of_line_at_lr_zero(two):
+    """Whether a step only makes the base's state is a question to all shards; alone the empty one said yes, and the rest hung."""
+    assert same_on_both(two["without passes at lr 0"]) == pytest.approx(4.0)  # of two ones in each of four places

@@ -221,6 +221,8 @@ def test_lbfgs_as_base():
     model = mlp()
     with pytest.raises(MISTAKE, match="LBFGS"):
         fw.SharpnessAware(torch.optim.LBFGS(model.parameters()), methods.SAM(), model=model)
+    with pytest.raises(MISTAKE, match="Adadelta keeps a rho of its own"):
+        fw.SharpnessAware(torch.optim.Adadelta(model.parameters()), methods.SAM(), model=model)
 
 
 def test_a_wrapper_as_base():

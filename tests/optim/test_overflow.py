@@ -255,6 +255,7 @@ def warned_of(steps):
 @pytest.mark.parametrize("step", [skipped_by_closure, skipped_by_passes, skipped_without_passes])
 def test_ten_skipped_steps_in_a_row_are_told_once_where_the_user_stepped(step):
     run, (batch,) = build(methods.SGD()), batches(1)
+    torch.optim.lr_scheduler.StepLR(run.opt, 100)  # it wraps `step`
     told = [(__file__, "10 steps in a row were skipped")]
     assert warned_of(lambda: train(run, [batch] * 9, step)) == []
     assert warned_of(lambda: train(run, [batch] * 40, step)) == told

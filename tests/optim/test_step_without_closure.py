@@ -56,6 +56,14 @@ def test_for_a_method_of_one_evaluation_it_is_the_bases_step_on_grad(base):
     assert_same(run.model.state_dict(), model.state_dict())
 
 
+def test_the_gradient_of_a_step_without_passes_is_no_leftover():
+    run = build(methods.Late(methods.SAM(rho=0.1), start=1))
+    (first, second) = batches(2)
+    loss_of(run.model, first).backward()
+    run.opt.step()
+    step_by_passes(run, second)  # a warning would be an error here
+
+
 ONE_EVALUATION = {
     "sgd": methods.SGD(),
     "late": methods.Late(methods.SAM(rho=0.1), start=100),

@@ -95,12 +95,14 @@ def repeatable(data: Any, seed: int) -> Iterable[Any]:
 
 
 def _is_one_batch(data: Any) -> bool:
-    """Surely: a mapping, or tensors that differ in dtype or dimensions. (Like tensors may be batches of tokens.)"""
+    """A mapping, or samples with as many targets of another kind. (Tensors that are alike may be batches of tokens.)"""
     if not isinstance(data, (tuple, list)):
         return isinstance(data, Mapping)
     entries = cast("list[Any]", data)
-    kinds = {(t.dtype, t.ndim) if isinstance(t, Tensor) else None for t in entries}
-    return len(kinds) > 1 and None not in kinds
+    if len(entries) != 2 or not all(isinstance(t, Tensor) and t.ndim for t in entries):
+        return False
+    x, y = entries
+    return len(x) == len(y) and (y.ndim < x.ndim or x.is_floating_point() > y.is_floating_point())
 
 
 def _may_shuffle(loader: DataLoader[Any]) -> bool:

@@ -51,7 +51,9 @@ class Hooks(TorchFunctionMode):
         def watched(gradient: Tensor) -> Tensor | None:
             had = gradient.requires_grad
             found = hook(gradient)
-            self.cut |= found is not None and had and not found.requires_grad
+            self.cut |= (
+                found is not None and had and not found.requires_grad and bool(found.any())
+            )  # 0 has no derivative
             return found
 
         return watched

@@ -48,15 +48,15 @@ def without_passes(method: Method, state: State, gradient: Vector) -> tuple[Vect
     if {"loss", "momentum"} & views.needed(method) or next(dialogue).vector is not None:
         return None
     known = KnownNorm()
-    norm = known.of(_dense(gradient))  # before the method writes into it
+    norm = known.of(dense(gradient))  # before the method writes into it
     try:
         dialogue.send(Evaluation(torch.tensor(nan), gradient))
     except StopIteration as finished:
         direction: Vector = finished.value
-        return direction, Alone(norm, known.of(_dense(direction)), state.notes)
+        return direction, Alone(norm, known.of(dense(direction)), state.notes)
     return None
 
 
-def _dense(vector: Vector) -> Vector:
+def dense(vector: Vector) -> Vector:
     """The values alone of what is sparse: passes refuse such gradients, but a base optimizer can step along them."""
     return [t.coalesce().values() if t is not None and t.is_sparse else t for t in vector]

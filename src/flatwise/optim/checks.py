@@ -48,6 +48,11 @@ def base(optimizer: object, wrapper: type) -> None:
             f"{type(optimizer).__name__} differentiates gradients again, whose graph is gone after a pass; "
             "use another base optimizer"
         )
+    if "rho" in optimizer.defaults:
+        raise ValueError(
+            f"{type(optimizer).__name__} keeps a rho of its own in its parameter groups, where the norm of their displacement "
+            "belongs; use another base optimizer"
+        )
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError(
             "with maximize=True the base optimizer climbs, and SAM would look for its loss uphill, not downhill: "
@@ -234,15 +239,14 @@ def needs(method: Method, base: Optimizer, model: nn.Module | None) -> None:
         )
 
 
-def initialises(base: Optimizer) -> bool:
-    """Whether a step only makes the base optimizer's state, as checkpoint libraries do: none yet, lr 0, gradients of 0.
+def initialises(base: Optimizer, gradient: V.Vector) -> bool:
+    """Whether a step only makes the base optimizer's state, as checkpoint libraries do: none yet, lr 0, a gradient of 0.
 
-    Asking for gradients waits for the device; a warm-up from lr 0 gets that far once, and is no such step.
+    The norm waits for the device, and for all shards; a warm-up from lr 0 gets that far once, and is no such step.
     """
     if base.state or any(float(group.get("lr", 1.0)) != 0 for group in base.param_groups):
         return False
-    gradients = [p.grad for group in base.param_groups for p in group["params"]]
-    return not any(bool(g.any()) for g in V.locals_of(V.present(gradients)))
+    return float(V.norm(gradient)) == 0
 
 
 def not_under_scaler() -> None:
@@ -283,9 +287,10 @@ def not_scaled(value: Tensor, known: Any) -> None:
 
 
 def _saved(made: Any, name: str) -> Any:
-    """What an operation keeps for its backward, without running a hook that would unpack it; None where that is unknown."""
+    """What an operation keeps for its backward, in newer torch without running a hook that would unpack it; None if unknown."""
     try:
-        return getattr(getattr(made, name, None), "data", None)
+        raw = getattr(made, name, None)
+        return getattr(raw, "data") if hasattr(raw, "data") else getattr(made, name.replace("_raw", ""), None)  # noqa: B009
     except RuntimeError:  # an earlier backward has freed it, and says so itself
         return None
 

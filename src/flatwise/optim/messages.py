@@ -35,7 +35,8 @@ NO_MODEL = (
 NOT_IN_MODEL = (
     "{count} of the optimizer's {all} parameters are not in the model that it was given (a {kind}), so nobody looks after the "
     "buffers (BatchNorm statistics advance in every pass), modes and replicas of the module that has them. Pass the model that "
-    "the optimizer trains; where it trains several modules, or a loss with parameters, model=nn.ModuleList([a, b])"
+    "the optimizer trains; where it trains several modules, or a loss with parameters, model=nn.ModuleList([a, b]). A parameter "
+    "p that is of no module goes in as nn.ModuleList([a, nn.ParameterList([p])])"
 )
 
 NO_GRADIENT = (

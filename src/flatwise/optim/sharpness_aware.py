@@ -16,7 +16,7 @@ from flatwise import vectors as V
 from flatwise.methods import Method, State
 from flatwise.methods.checks import positive_integer
 from flatwise.optim import checkpoint, checks, lightning_closures, messages, update, views
-from flatwise.optim.alone import Alone, without_passes
+from flatwise.optim.alone import Alone, dense, without_passes
 from flatwise.optim.backup import Backup
 from flatwise.optim.first_step import FirstStep
 from flatwise.optim.imitations import on_the_real_one
@@ -354,7 +354,7 @@ class SharpnessAware(Wrapping):
 
     def _finish(self) -> None:
         finite = self._step_alone() if self._outcome is None else self._step_after_passes(self._outcome)
-        self._skips.note(finite, stacklevel=4)
+        self._skips.note(finite)
 
     def _step_after_passes(self, outcome: Step) -> bool:
         checks.same_scaler(outcome.scaler)
@@ -372,13 +372,13 @@ class SharpnessAware(Wrapping):
     def _step_alone(self) -> bool:
         if self._restore():
             raise RuntimeError(messages.UNFINISHED)
-        if checks.initialises(self.base):
+        parameters = self._parameters()
+        gradient = V.laid_out_like([p.grad for p in parameters], parameters)
+        if checks.initialises(self.base, dense(gradient)):
             self._remembered()
             self.base.step()
             return True
-        parameters = self._parameters()
         state = self._working_state(parameters, checks.ratios(self.param_groups, self.method))
-        gradient = V.laid_out_like([p.grad for p in parameters], parameters)
         found = without_passes(self._method_now(), state, gradient)
         if found is None:
             raise RuntimeError(checks.needs_passes())
@@ -386,6 +386,7 @@ class SharpnessAware(Wrapping):
         finite = checks.seen_by_scaler() or self._last.finite()
         for p, d in zip(parameters, direction, strict=True):
             p.grad = d if finite else None
+        self._leftovers.remember(direction)
         if finite:
             self._advance(state)
         self._skipped += not finite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 from flatwise.optim import messages
@@ -18,8 +19,16 @@ class Skips:
     def __init__(self) -> None:
         self._in_a_row = 0
 
-    def note(self, finite: bool, stacklevel: int) -> None:
-        """Take the step just made into the count; `stacklevel` is that of the user's line, as seen from the caller."""
+    def note(self, finite: bool) -> None:
+        """Take the step just made into the count."""
         self._in_a_row = 0 if finite else self._in_a_row + 1
         if self._in_a_row == TOO_MANY:
-            warnings.warn(messages.NOTHING_BUT_SKIPS.format(count=TOO_MANY), UserWarning, stacklevel=stacklevel + 1)
+            warnings.warn(messages.NOTHING_BUT_SKIPS.format(count=TOO_MANY), UserWarning, stacklevel=_users_level())
+
+
+def _users_level() -> int:
+    """How far above the caller the user's line is: schedulers and scalers of torch wrap `step`, some more than once."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith(("flatwise.", "torch.")):
+        frame, level = frame.f_back, level + 1
+    return level

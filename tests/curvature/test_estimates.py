@@ -88,6 +88,15 @@ def test_a_diagonal_operator_is_met_exactly():
     assert float(error[0].abs().max()) == 0
 
 
+def test_errors_of_a_large_diagonal_are_no_rounding():
+    """In float32, where the entries are a million times as large as what they scatter by."""
+    noise = 1e-4 * torch.randn(80, 80, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix = noise + noise.T + 100 * torch.eye(80, dtype=torch.float64)
+    beside = matrix - torch.diag(matrix.diagonal())
+    _, error = diagonal(from_matrix(matrix.float()), 40)
+    assert float(error[0].norm()) == pytest.approx(float(beside.norm()) / math.sqrt(40), rel=0.1)
+
+
 # --- the spectral density ---------------------------------------------------------------------------------------------
 
 

@@ -99,15 +99,15 @@ def spectral_density(operator: Multiplies, probes: int = 8, steps: int = 64, *, 
     check_count("probes", probes, 1)
     check_count("steps", steps, 1)
     steps = min(steps, operator.size)
-    rows = [_quadrature(operator, steps, seed + probe) for probe in range(probes)]
+    rows = [_quadrature(operator, steps, seed, probe) for probe in range(probes)]
     nodes, weights = (torch.stack(parts) for parts in zip(*rows, strict=True))
     return SpectralDensity(nodes, weights, operator.size, probes * steps, operator.record)
 
 
-def _quadrature(operator: Operator, steps: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights from one random vector. In an invariant subspace the rest of the nodes has weight 0."""
-    seeds = itertools.count(1_000_003 * (seed + 1))
-    krylov = Krylov(operator, random_block(operator, 1, seed), 1, seeds)
+def _quadrature(operator: Operator, steps: int, seed: int, probe: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights from one random vector, by its number. In an invariant subspace the rest of the nodes has weight 0."""
+    seeds = itertools.count(1_000_003 * (seed + probe + 1))
+    krylov = Krylov(operator, random_block(operator, 1, seed, probe), 1, seeds)
     for _ in range(steps):
         krylov.multiply()
     values, _, coefficients = krylov.ritz()

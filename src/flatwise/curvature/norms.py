@@ -31,7 +31,7 @@ def frobenius_norm(operator: Multiplies, samples: int = 30, *, seed: int = 0) ->
     check_count("samples", samples, 2)
     found: list[float] = []
     for i in range(samples):
-        (z,) = blocks.random_block(operator, 1, seed + i)
+        (z,) = blocks.random_block(operator, 1, seed, i)
         (image,) = blocks.products(operator, [z])
         found.append(operator.size * float(V.dot(image, image) / V.dot(z, z)))
     square = mean_of(torch.tensor(found, dtype=torch.float64), samples)
@@ -55,7 +55,7 @@ def diagonal(operator: Multiplies, samples: int = 30, *, seed: int = 0) -> tuple
     check_count("samples", samples, 2)
     mean, squares = (V.zeros_like(blocks.widened(operator.like)) for _ in range(2))
     for i in range(samples):
-        z = V.each(lambda ts: [torch.sign(t) for t in ts], blocks.random_block(operator, 1, seed + i)[0])
+        z = V.each(lambda ts: [torch.sign(t) for t in ts], blocks.random_block(operator, 1, seed, i)[0])
         sample = times(z, blocks.products(operator, [z])[0])
         # Welford's update: the mean of squares less the square of the mean would be rounding where entries are large.
         before = V.add(sample, mean, -1.0)

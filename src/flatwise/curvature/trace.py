@@ -51,7 +51,7 @@ def _hutchinson(operator: Operator, samples: int, seed: int) -> Estimate:
     """The mean of z'Hz over normal z of length sqrt(size), one vector at a time."""
     found: list[float] = []
     for i in range(samples):
-        (z,) = blocks.random_block(operator, 1, seed + i)
+        (z,) = blocks.random_block(operator, 1, seed, i)
         (image,) = blocks.products(operator, [z])
         found.append(operator.size * float(V.dot(z, image) / V.dot(z, z)))
     return mean_of(torch.tensor(found, dtype=torch.float64), samples)
@@ -62,7 +62,7 @@ def _hutch_plus_plus(operator: Operator, samples: int, seed: int) -> Estimate:
     third = min(samples // 3, operator.size)
     basis, _ = blocks.orthonormalized(blocks.products(operator, blocks.random_block(operator, third, seed)))
     inside = float(blocks.gram(basis, blocks.products(operator, basis)).trace())
-    probes = [blocks.without(z, basis) for z in blocks.random_block(operator, third, seed + third)]
+    probes = [blocks.without(z, basis) for z in blocks.random_block(operator, third, seed, third)]
     room = operator.size - sum(float(V.norm(q)) > 0 for q in basis)
     if room == 0:
         return Estimate(inside, 0.0, 2 * third)

@@ -170,6 +170,15 @@ def test_the_blurred_density_is_that_of_the_spectrum():
     )  # the grid ends five default widths beyond
 
 
+@pytest.mark.parametrize(("center", "around"), [(0.1, 0.0), (0.0, 0.0), (1e6, 5.0), (-1e-9, 0.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_density_of_a_nearly_constant_spectrum_has_the_integral_one(center, around, dtype):
+    matrix = torch.diag(center + around * torch.linspace(-1, 1, 50, dtype=dtype))
+    density = spectral_density(from_matrix(matrix), probes=2, steps=10)
+    points = density.grid()
+    assert float(torch.trapezoid(density.at(points)[0], points)) == pytest.approx(1, abs=1e-3)
+
+
 def test_the_share_below_zero():
     matrix = rotated(torch.cat([torch.full((30,), -1.0), torch.full((70,), 2.0)]).double())
     found = spectral_density(from_matrix(matrix), probes=40, steps=10).below(0.0)

@@ -49,7 +49,8 @@ class SpectralDensity:
 
         Args:
             points: where.
-            width: the standard deviation of the Gaussian, > 0; by default 1/100 of the spectrum's range.
+            width: the standard deviation of the Gaussian, > 0; by default 1/100 of the spectrum's range, and at least
+                1e-5 of its largest absolute value (1 where that is 0): less is rounding.
 
         Raises:
             ValueError: width is not above 0.
@@ -70,13 +71,15 @@ class SpectralDensity:
         return self.mean(lambda nodes: (nodes < value).to(nodes))
 
     def grid(self, points: int = 400) -> Tensor:
-        """Points that cover the spectrum and a little more."""
+        """Points that cover the spectrum and a little more, in the dtype of the nodes: float32 would merge them where eigenvalues
+        hardly differ."""
         margin = 5 * self._default_width()
-        return torch.linspace(float(self.nodes.min()) - margin, float(self.nodes.max()) + margin, points)
+        low, high = float(self.nodes.min()) - margin, float(self.nodes.max()) + margin
+        return torch.linspace(low, high, points, dtype=self.nodes.dtype)
 
     def _default_width(self) -> float:
         span = float(self.nodes.max() - self.nodes.min())
-        return span / 100 or 1.0
+        return max(span / 100, 1e-5 * float(self.nodes.abs().max())) or 1.0
 
 
 def spectral_density(operator: Multiplies, probes: int = 8, steps: int = 64, *, seed: int = 0) -> SpectralDensity:

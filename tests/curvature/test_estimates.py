@@ -77,6 +77,16 @@ def test_the_trace_of_a_low_rank_is_exact(method, rank):
     assert abs(estimate.standard_error) < 1e-8
 
 
+def test_the_error_of_a_trace_counts_what_rounding_may_hide():
+    """A bulk of tiny eigenvalues, each product of which is rounding beside the top one, but not their sum."""
+    values = torch.full((100_000,), 2e-9)
+    values[0] = 1.0
+    found = trace(curvature.Operator(lambda v: [values * v[0]], [values]), 10)
+    low, high = found.interval
+    assert low < float(values.double().sum()) < high
+    assert found.standard_error < 1e-2
+
+
 @pytest.mark.parametrize("method", ["xtrace", "hutch++"])
 def test_the_trace_of_a_small_matrix_is_exact(method):
     matrix = networks_like(4, outliers=(3.0,))

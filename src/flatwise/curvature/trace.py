@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -13,6 +14,7 @@ from flatwise.curvature import blocks
 from flatwise.curvature.adapters import Multiplies, as_operator
 from flatwise.curvature.checks import check_count
 from flatwise.curvature.estimate import Estimate, mean_of
+from flatwise.curvature.krylov import ROUNDING, widened
 from flatwise.curvature.operator import Operator
 
 TraceMethod: TypeAlias = Literal["xtrace", "hutch++", "hutchinson"]
@@ -26,7 +28,8 @@ def trace(operator: Multiplies, samples: int = 30, *, method: TraceMethod = "xtr
 
     "xtrace" (arXiv 2301.07825) and "hutch++" (arXiv 2010.09649) take the part of the operator in a random subspace exactly and
     estimate the rest: far more accurate than "hutchinson" where few eigenvalues stand out, as they do in networks. They hold up
-    to `2 * samples` Vectors, "hutchinson" two. Where the subspace is the whole space the trace is exact.
+    to `2 * samples` Vectors, "hutchinson" two. Where the subspace is the whole space the trace is exact. Where "xtrace" finds no
+    more than rounding outside of it, the error is the most that many equal eigenvalues could hide there.
 
     Args:
         operator: symmetric, such as a `hessian`, or anything else that `as_operator` takes.
@@ -77,12 +80,23 @@ def _xtrace(operator: Operator, samples: int, seed: int) -> Estimate:
     y = blocks.products(operator, z)
     q, r = blocks.orthonormalized(y)
     h = blocks.gram(q, blocks.products(operator, q))
-    if k == operator.size or bool((r.diagonal() == 0).any()):  # the range is known whole
-        return Estimate(float(h.trace()), 0.0, 2 * k)
+    if k == operator.size or bool((r.diagonal() == 0).any()):  # the range is known whole, to rounding
+        return Estimate(float(h.trace()), _hidden(operator, r), 2 * k)
     lengths, forms = (
         torch.tensor([float(V.dot(a, b)) for a, b in zip(z, c, strict=True)], dtype=torch.float64) for c in (z, y)
     )
     return _Exchanged(r, h, blocks.gram(q, z), lengths, forms, operator.size).estimate()
+
+
+def _hidden(operator: Operator, r: Tensor) -> float:
+    """The most that the trace outside of a range can be if a product is there no longer than what counted as rounding.
+
+    That is the length of a random vector's product, which is about the Frobenius norm: of equal eigenvalues the trace is the
+    root of their number times that.
+    """
+    room = operator.size - int((r.diagonal() > 0).sum())
+    longest = float(torch.linalg.vector_norm(r, dim=0).max())
+    return math.sqrt(room) * ROUNDING * V.epsilon(widened(operator.like)) * longest
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,27 @@ def test_values_are_known_sooner_than_vectors_and_as_well_as_asked_for(name, fac
     assert both[1].values == pytest.approx(spectrum[:2], abs=factor * 1e-4 * abs(spectrum[0]))
 
 
+FAR_ENDS = {
+    "1000 over a bulk": ([1000, *np.linspace(-1, 0, 300)], "smallest"),
+    "30 over a bulk": ([30, *np.linspace(-1, 0, 300)], "smallest"),
+    "two over a bulk": ([100, 60, *np.linspace(-0.1, 0.05, 300)], "smallest"),
+    "-1000 below a bulk": ([-1000, *np.linspace(-5, 0.5, 300)], "largest"),
+    "both ends of a negative one": ([-500, *np.linspace(-3, 1, 300)], "both"),
+    "falling to zero": ([*1000 * 0.6 ** np.arange(20), *np.zeros(300)], "largest"),
+}
+
+
+@pytest.mark.parametrize("name", FAR_ENDS)
+def test_a_value_amid_a_bulk_does_not_pass_for_its_edge_since_the_other_end_is_far(name):
+    spectrum, which = FAR_ENDS[name]
+    H, ends = operator(spectrum), {"largest": [max(spectrum)], "smallest": [min(spectrum)]}
+    expected = ends.get(which, [max(spectrum), min(spectrum)])
+    for seed in range(10):
+        pairs = top_eigenpairs(H, 1, which=which, target="values", seed=seed)
+        assert pairs.converged
+        assert pairs.values == pytest.approx(expected, rel=0.02)
+
+
 def test_gaps_are_distances_to_the_next_eigenvalue_wanted_or_not():
     pairs = top_eigenpairs(operator([9, 7, 4, *np.linspace(-1, 1, 40)]), 2, tol=1e-8)
     assert pairs.gaps == pytest.approx([2, 2], rel=1e-6)

@@ -161,6 +161,12 @@ def test_a_resumed_tracker_goes_on_bitwise(stop):
         assert all(torch.equal(x[0], y[0]) for x, y in zip(a.vectors, b.vectors, strict=True))
 
 
+def test_an_edge_of_a_bulk_is_found_though_the_other_end_is_far():
+    H = operator([-500, *np.linspace(-3, 0.5, 200)])
+    for seed in range(10):
+        assert EigenTracker(target="values", seed=seed).update(H).values[0] == pytest.approx(0.5, rel=0.02)
+
+
 def test_an_operator_of_another_size_is_refused():
     tracker = EigenTracker()
     tracker.update(operator(np.linspace(0, 1, 5)))

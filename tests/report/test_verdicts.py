@@ -76,6 +76,12 @@ def test_without_a_bound_there_is_no_distance_from_it():
     assert criterion([1.0, 2.0, 3.0]).power is None
 
 
+@pytest.mark.parametrize("values", [[1.0, 1.0, 1.0], [1.0, 2.0, math.nan], [1.0]])
+def test_where_nothing_can_be_decided_no_distance_is_said_to_be_enough(values):
+    found = criterion(values, 0.0)
+    assert (found.verdict, found.power, found.distance) == ("undecided", None, "")
+
+
 def test_one_criterion_that_fails_is_enough():
     good, bad, open_ = (criterion([1.0, 1.1, 1.2], least) for least in (0.5, 2.0, 1.05))
     assert verdict_of([good, good]) == "confirmed"

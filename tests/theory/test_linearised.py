@@ -56,6 +56,19 @@ def test_sams_edge_comes_out_at_any_gradient_norm(gradient_norm: float) -> None:
     assert found.curvature == pytest.approx(sam_edge(LR, RHO, gradient_norm), rel=1e-6)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("gradient_norm", [1e-9, 1e-12, 1e-20])
+def test_an_edge_far_below_gradient_descents_is_found(gradient_norm: float, momentum: float) -> None:
+    found = method_edge(M.SAM(0.05), 0.1, gradient_norm, momentum)
+    assert found.curvature == pytest.approx(sam_edge(0.1, 0.05, gradient_norm, momentum), rel=1e-6)
+    assert found.leaving == "turning back"
+
+
+@pytest.mark.parametrize("gradient_norm", [1e-12, 1e-2])
+def test_what_grows_at_any_curvature_has_no_edge_above_zero(gradient_norm: float) -> None:
+    assert method_edge(M.XSAM(0.05, alpha=2.0), 0.1, gradient_norm).curvature == 0
+
+
 SIGMA, DECAY = 0.5, 0.6
 FRIENDLY = RHO * (1 + SIGMA * (1 - DECAY) / (1 + DECAY)) / (1 - SIGMA)
 SAM_IN_OTHER_WORDS: dict[str, tuple[M.Dialogue, float]] = {

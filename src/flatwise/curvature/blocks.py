@@ -25,9 +25,10 @@ def products(operator: Operator, block: Sequence[Vector]) -> list[Vector]:
     return images
 
 
-def random_block(operator: Operator, count: int, seed: int) -> list[Vector]:
-    """`count` standard normal vectors."""
-    return [widened(V.random_like(operator.like, seed + i)) for i in range(count)]
+def random_block(operator: Operator, count: int, seed: int, first: int = 0) -> list[Vector]:
+    """`count` standard normal vectors, of those of a seed the ones from number `first` on; no other seed has one of them."""
+    numbers = range(first, first + count)
+    return [widened(V.random_like(operator.like, seed * 1_000_003 + number)) for number in numbers]
 
 
 def gram(left: Sequence[Vector], right: Sequence[Vector]) -> Tensor:

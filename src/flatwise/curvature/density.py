@@ -49,7 +49,8 @@ class SpectralDensity:
 
         Args:
             points: where.
-            width: the standard deviation of the Gaussian, > 0; by default 1/100 of the spectrum's range.
+            width: the standard deviation of the Gaussian, > 0; by default 1/100 of the spectrum's range, and at least
+                1e-5 of its largest absolute value (1 where that is 0): less is rounding.
 
         Raises:
             ValueError: width is not above 0.
@@ -70,13 +71,15 @@ class SpectralDensity:
         return self.mean(lambda nodes: (nodes < value).to(nodes))
 
     def grid(self, points: int = 400) -> Tensor:
-        """Points that cover the spectrum and a little more."""
+        """Points that cover the spectrum and a little more, in the dtype of the nodes: float32 would merge them where eigenvalues
+        hardly differ."""
         margin = 5 * self._default_width()
-        return torch.linspace(float(self.nodes.min()) - margin, float(self.nodes.max()) + margin, points)
+        low, high = float(self.nodes.min()) - margin, float(self.nodes.max()) + margin
+        return torch.linspace(low, high, points, dtype=self.nodes.dtype)
 
     def _default_width(self) -> float:
         span = float(self.nodes.max() - self.nodes.min())
-        return span / 100 or 1.0
+        return max(span / 100, 1e-5 * float(self.nodes.abs().max())) or 1.0
 
 
 def spectral_density(operator: Multiplies, probes: int = 8, steps: int = 64, *, seed: int = 0) -> SpectralDensity:
@@ -99,15 +102,15 @@ def spectral_density(operator: Multiplies, probes: int = 8, steps: int = 64, *, 
     check_count("probes", probes, 1)
     check_count("steps", steps, 1)
     steps = min(steps, operator.size)
-    rows = [_quadrature(operator, steps, seed + probe) for probe in range(probes)]
+    rows = [_quadrature(operator, steps, seed, probe) for probe in range(probes)]
     nodes, weights = (torch.stack(parts) for parts in zip(*rows, strict=True))
     return SpectralDensity(nodes, weights, operator.size, probes * steps, operator.record)
 
 
-def _quadrature(operator: Operator, steps: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights from one random vector. In an invariant subspace the rest of the nodes has weight 0."""
-    seeds = itertools.count(1_000_003 * (seed + 1))
-    krylov = Krylov(operator, random_block(operator, 1, seed), 1, seeds)
+def _quadrature(operator: Operator, steps: int, seed: int, probe: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights from one random vector, by its number. In an invariant subspace the rest of the nodes has weight 0."""
+    seeds = itertools.count(1_000_003 * (seed + probe + 1))
+    krylov = Krylov(operator, random_block(operator, 1, seed, probe), 1, seeds)
     for _ in range(steps):
         krylov.multiply()
     values, _, coefficients = krylov.ritz()

@@ -9,6 +9,7 @@ import torch
 from flatwise import vectors as V
 from flatwise.curvature import blocks
 from flatwise.curvature.adapters import Multiplies, as_operator
+from flatwise.curvature.algebra import times
 from flatwise.curvature.checks import check_count
 from flatwise.curvature.estimate import Estimate, mean_of, root_of
 from flatwise.vectors import Vector
@@ -30,7 +31,7 @@ def frobenius_norm(operator: Multiplies, samples: int = 30, *, seed: int = 0) ->
     check_count("samples", samples, 2)
     found: list[float] = []
     for i in range(samples):
-        (z,) = blocks.random_block(operator, 1, seed + i)
+        (z,) = blocks.random_block(operator, 1, seed, i)
         (image,) = blocks.products(operator, [z])
         found.append(operator.size * float(V.dot(image, image) / V.dot(z, z)))
     square = mean_of(torch.tensor(found, dtype=torch.float64), samples)
@@ -52,17 +53,13 @@ def diagonal(operator: Multiplies, samples: int = 30, *, seed: int = 0) -> tuple
     """
     operator = as_operator(operator, check=False)
     check_count("samples", samples, 2)
-    total, squares = (V.zeros_like(blocks.widened(operator.like)) for _ in range(2))
+    mean, squares = (V.zeros_like(blocks.widened(operator.like)) for _ in range(2))
     for i in range(samples):
-        z = V.each(lambda ts: [torch.sign(t) for t in ts], blocks.random_block(operator, 1, seed + i)[0])
-        (image,) = blocks.products(operator, [z])
-        sample = V.each(lambda ts, z=z: [s * t for s, t in zip(V.present(z), ts, strict=True)], image)
-        V.add_(total, sample)
-        V.add_(squares, V.each(lambda ts: [t * t for t in ts], sample))
-    mean = V.scale(total, 1 / samples)
-    return mean, _errors(mean, squares, samples)
-
-
-def _errors(mean: Vector, squares: Vector, samples: int) -> Vector:
-    variance = V.add(V.scale(squares, 1 / samples), V.each(lambda ts: [t * t for t in ts], mean), -1.0)
-    return V.each(lambda ts: [(t.clamp(min=0) / (samples - 1)).sqrt() for t in ts], variance)
+        z = V.each(lambda ts: [torch.sign(t) for t in ts], blocks.random_block(operator, 1, seed, i)[0])
+        sample = times(z, blocks.products(operator, [z])[0])
+        # Welford's update: the mean of squares less the square of the mean would be rounding where entries are large.
+        before = V.add(sample, mean, -1.0)
+        V.add_(mean, before, 1 / (i + 1))
+        V.add_(squares, times(before, V.add(sample, mean, -1.0)))
+    by = samples * (samples - 1)
+    return mean, V.each(lambda ts: [(t.clamp(min=0) / by).sqrt() for t in ts], squares)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -13,6 +14,7 @@ from flatwise.curvature import blocks
 from flatwise.curvature.adapters import Multiplies, as_operator
 from flatwise.curvature.checks import check_count
 from flatwise.curvature.estimate import Estimate, mean_of
+from flatwise.curvature.krylov import ROUNDING, widened
 from flatwise.curvature.operator import Operator
 
 TraceMethod: TypeAlias = Literal["xtrace", "hutch++", "hutchinson"]
@@ -26,7 +28,8 @@ def trace(operator: Multiplies, samples: int = 30, *, method: TraceMethod = "xtr
 
     "xtrace" (arXiv 2301.07825) and "hutch++" (arXiv 2010.09649) take the part of the operator in a random subspace exactly and
     estimate the rest: far more accurate than "hutchinson" where few eigenvalues stand out, as they do in networks. They hold up
-    to `2 * samples` Vectors, "hutchinson" two. Where the subspace is the whole space the trace is exact.
+    to `2 * samples` Vectors, "hutchinson" two. Where the subspace is the whole space the trace is exact. Where "xtrace" finds no
+    more than rounding outside of it, the error is the most that many equal eigenvalues could hide there.
 
     Args:
         operator: symmetric, such as a `hessian`, or anything else that `as_operator` takes.
@@ -51,7 +54,7 @@ def _hutchinson(operator: Operator, samples: int, seed: int) -> Estimate:
     """The mean of z'Hz over normal z of length sqrt(size), one vector at a time."""
     found: list[float] = []
     for i in range(samples):
-        (z,) = blocks.random_block(operator, 1, seed + i)
+        (z,) = blocks.random_block(operator, 1, seed, i)
         (image,) = blocks.products(operator, [z])
         found.append(operator.size * float(V.dot(z, image) / V.dot(z, z)))
     return mean_of(torch.tensor(found, dtype=torch.float64), samples)
@@ -62,7 +65,7 @@ def _hutch_plus_plus(operator: Operator, samples: int, seed: int) -> Estimate:
     third = min(samples // 3, operator.size)
     basis, _ = blocks.orthonormalized(blocks.products(operator, blocks.random_block(operator, third, seed)))
     inside = float(blocks.gram(basis, blocks.products(operator, basis)).trace())
-    probes = [blocks.without(z, basis) for z in blocks.random_block(operator, third, seed + third)]
+    probes = [blocks.without(z, basis) for z in blocks.random_block(operator, third, seed, third)]
     room = operator.size - sum(float(V.norm(q)) > 0 for q in basis)
     if room == 0:
         return Estimate(inside, 0.0, 2 * third)
@@ -77,12 +80,23 @@ def _xtrace(operator: Operator, samples: int, seed: int) -> Estimate:
     y = blocks.products(operator, z)
     q, r = blocks.orthonormalized(y)
     h = blocks.gram(q, blocks.products(operator, q))
-    if k == operator.size or bool((r.diagonal() == 0).any()):  # the range is known whole
-        return Estimate(float(h.trace()), 0.0, 2 * k)
+    if k == operator.size or bool((r.diagonal() == 0).any()):  # the range is known whole, to rounding
+        return Estimate(float(h.trace()), _hidden(operator, r), 2 * k)
     lengths, forms = (
         torch.tensor([float(V.dot(a, b)) for a, b in zip(z, c, strict=True)], dtype=torch.float64) for c in (z, y)
     )
     return _Exchanged(r, h, blocks.gram(q, z), lengths, forms, operator.size).estimate()
+
+
+def _hidden(operator: Operator, r: Tensor) -> float:
+    """The most that the trace outside of a range can be if a product is there no longer than what counted as rounding.
+
+    That is the length of a random vector's product, which is about the Frobenius norm: of equal eigenvalues the trace is the
+    root of their number times that.
+    """
+    room = operator.size - int((r.diagonal() > 0).sum())
+    longest = float(torch.linalg.vector_norm(r, dim=0).max())
+    return math.sqrt(room) * ROUNDING * V.epsilon(widened(operator.like)) * longest
 
 
 @dataclass(frozen=True)

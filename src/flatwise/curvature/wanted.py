@@ -74,11 +74,15 @@ class Wanted:
         """Whether those of each end are known to `tol` times its outermost one, or to rounding, and none can lie before them."""
         if len(values) < self.count:
             return False
-        off = residuals if self.target == "vectors" else errors(values, residuals)
-        ends = zip(_ENDS[self.which], self.outermost(values), strict=True)
         return all(
-            self._end_is_found(places(values, self.k), score(values), residuals, off, max(tol * outermost, rounding))
-            for (places, score), outermost in ends
+            self._end_is_found(
+                places(values, self.k),
+                score(values),
+                residuals,
+                residuals if self.target == "vectors" else errors(values, residuals, outermost),
+                max(tol * outermost, rounding),
+            )
+            for (places, score), outermost in zip(_ENDS[self.which], self.outermost(values), strict=True)
         )
 
     @staticmethod
@@ -91,16 +95,19 @@ class Wanted:
         return near and bool(off[wanted].max() <= allowed)
 
 
-def errors(values: Tensor, residuals: Tensor) -> Tensor:
+def errors(values: Tensor, residuals: Tensor, outermost: float) -> Tensor:
     """How far off Ritz values can be: by their residuals, or by residual^2 / gap where the gap to the others is surely wider.
 
     (Parlett, The Symmetric Eigenvalue Problem, section 11.7.) A neighbour is as near as its own residual allows. What no other
-    value is seen of has no gap.
+    value is seen of has no gap. No gap counts for more than `outermost`, the absolute value of the outermost one of the end.
     """
     apart = (values[:, None] - values).abs() - residuals
-    safe = apart.fill_diagonal_(torch.inf).min(dim=1).values
+    nearest = apart.fill_diagonal_(torch.inf).min(dim=1).values
+    # After few products the nearest value in sight may be one far larger, at the other end of the spectrum. It says nothing of
+    # the neighbours here, and a value amid a bulk would pass for known.
+    safe = nearest.clamp(max=outermost)
     by_gap = CAUTION * residuals**2 / safe
-    return torch.where((safe > residuals) & safe.isfinite(), by_gap.minimum(residuals), residuals)
+    return torch.where((safe > residuals) & nearest.isfinite(), by_gap.minimum(residuals), residuals)
 
 
 def gaps(values: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ class Judged:
         verdict: "confirmed" where the whole interval lies there, "not confirmed" where all of it lies outside, else "undecided";
             also where a seed gave no number: those that diverge are no random sample of the seeds. An exact number lies
             there or outside.
-        power: the smallest distance from a bound that would have been decided, half the interval's width; None with one seed,
-            or without a bound.
+        power: the smallest distance from a bound that would have been decided, half the interval's width; None without a bound,
+            and where no distance would have been: one seed, equal values, or a seed without a number.
         decisive: whether it decides the claim.
         values: one for each seed.
         places: of the seeds that gave them, among the complete ones; None: all.
@@ -80,6 +80,7 @@ def judged(criterion: dict[str, Any]) -> Judged:
     interval = mean_interval(criterion["values"])
     exact = criterion.get("exact", False) and len(set(criterion["values"])) == 1
     is_bounded = criterion["least"] is not None or criterion["most"] is not None
+    is_decidable = is_bounded and not (interval.degenerate or interval.excluded)
     low, high = (None, None) if exact else (interval.low, interval.high)
     return Judged(
         name=criterion["name"],
@@ -87,7 +88,7 @@ def judged(criterion: dict[str, Any]) -> Judged:
         interval=Interval(interval.mean, low, high, interval.n, interval.excluded),
         wanted=_wanted(criterion["least"], criterion["most"]),
         verdict=_verdict(interval, criterion["least"], criterion["most"], exact),
-        power=None if low is None or high is None or not is_bounded else (high - low) / 2,
+        power=None if low is None or high is None or not is_decidable else (high - low) / 2,
         decisive=criterion["decisive"],
         values=criterion["values"],
         places=criterion.get("seeds"),

@@ -26,6 +26,8 @@ SMALL = 1e-4
 LOWEST, HIGHEST, GRID, FINER = 1e-6, 50.0, 40, 4
 """Where edges are looked for, in multiples of gradient descent's, and at how many places, before bisection. At so many times
 more where steps differ: then what grows at one curvature may shrink again at a somewhat larger one."""
+FLOOR = 1e-18
+"""Below LOWEST an edge is looked for down to this, in the same multiples: small gradients bring SAM's there."""
 OUTSIDE = 1 + 1e-10
 """A modulus above this is outside the unit circle: 1 itself is that of a component that a method leaves alone."""
 UNEVEN = 1e-3
@@ -54,6 +56,7 @@ class MethodEdge:
 
     Attributes:
         curvature: the smallest eigenvalue at which they do not; infinite where there is none, 0 where that is so at any.
+            Looked for down to 1e-18 of gradient descent's, an edge where steps run away down to 1e-6 of it.
         multiplier: what the component is multiplied by in a period of steps there; NaN where there is no edge.
         period: steps after which the method does the same again.
         error: the standard error of the curvature, over draws; 0 where nothing is drawn, NaN of too few draws.
@@ -120,7 +123,8 @@ def method_edge(
 
 
 def _lowest(methods: Sequence[Dialogue], about: Surroundings) -> MethodEdge:
-    """Upwards from low curvatures until a multiplier is outside the unit circle, then bisection."""
+    """Upwards from low curvatures until a multiplier is outside the unit circle, downwards where it is from the start; then
+    bisection."""
     start, scale = Training(methods[0], 1.0, about).settled(), 2 / about.lr
     _check_linear(methods[0], about, start)
 
@@ -130,6 +134,7 @@ def _lowest(methods: Sequence[Dialogue], about: Surroundings) -> MethodEdge:
     period, below = period_of(methods[0]), 0.0
     for above in _places(GRID if period == 1 else FINER * GRID, scale):
         if abs(leading(above)) > OUTSIDE:
+            below, above = (below, above) if below else _downwards(leading, above, scale)
             edge = _bisected(leading, below, above) if below else 0.0
             return MethodEdge(edge, leading(edge or above), period)
         below = above
@@ -139,6 +144,18 @@ def _lowest(methods: Sequence[Dialogue], about: Surroundings) -> MethodEdge:
 def _places(number: int, scale: float) -> list[float]:
     lowest, highest = math.log10(LOWEST * scale), math.log10(HIGHEST * scale)
     return torch.logspace(lowest, highest, number, dtype=torch.float64).tolist()
+
+
+def _downwards(leading: Callable[[float], complex], above: float, scale: float) -> tuple[float, float]:
+    """The first place below that is inside the unit circle, and one ten times higher; 0 where there is none down to the floor.
+
+    A multiplier that comes to 1 from outside is not inside: such growth fades with the curvature, and is there at any.
+    """
+    while above > FLOOR * scale and abs(leading(above) - 1) > UNEVEN:
+        if abs(leading(above / 10)) <= OUTSIDE:
+            return above / 10, above
+        above /= 10
+    return 0.0, above
 
 
 def _bisected(leading: Callable[[float], complex], below: float, above: float) -> float:

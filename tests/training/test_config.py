@@ -22,6 +22,8 @@ from flatwise.training import Settings, TrainConfig, resolved
         ({"rho_schedule": "line"}, "rho_schedule must be one of constant, linear, cosine, learning-rate"),
         ({"eigen_tol": 0.0}, "eigen_tol must be above 0"),
         ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 2**32}, "seed must be below 4294967296"),
+        ({"seed": 10**23 - 1}, "seed must be below 4294967296"),
         ({"augment": 1}, "augment must be true or false"),
         ({"epochs": 2, "steps": 10}, "epochs 2 has no effect when steps is given"),
         ({"optimizer": "adamw", "momentum": 0.9}, "momentum 0.9 has no effect with optimizer adamw"),

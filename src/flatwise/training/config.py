@@ -195,7 +195,7 @@ class TrainConfig(Settings, Chosen):
     """The settings of one run."""
 
     seed: int = 0
-    """Seed of everything random: data, initial weights, order, method."""
+    """Seed of everything random: data, initial weights, order, method; below 2**32."""
 
     def command(self, out: str | Path) -> str:
         """The command line that makes this run again in the folder `out`."""
@@ -277,6 +277,7 @@ _LIMITS: tuple[tuple[dict[str, int], Callable[[float, float], bool], str], ...] 
     (_LEAST, operator.ge, "at least"),
     ({"label_noise": 1}, operator.le, "at most"),
     ({"momentum": 1, "eigen_tol": 1, "validation": 1, "label_smoothing": 1}, operator.lt, "below"),
+    ({"seed": 2**32}, operator.lt, "below"),  # torch's generator on the CPU drops what is above: two seeds, one run
     ({"lr": 0, "eigen_tol": 0}, operator.gt, "above"),
 )
 

@@ -59,6 +59,10 @@ class World:
         machines = f"--nnodes {self.size // here} " if here < self.size else ""
         return f"torchrun {machines}--nproc-per-node {here} -m {alone} --parallel {self.parallel}"
 
+    def seed(self, seed: int) -> int:
+        """The seed of what this process alone draws; the first one's is that of the run. Both are from 0 to below 2**32."""
+        return (seed + self.rank * 1_000_003) % 2**32  # torch's generator on the CPU takes no more bits
+
     def share(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """This process's samples of tensors [B, ...] that all of them have: consecutive ones, as many as others or one fewer."""
         return tensors if self.size == 1 else tuple(t.tensor_split(self.size)[self.rank] for t in tensors)

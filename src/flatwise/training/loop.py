@@ -217,7 +217,7 @@ def surroundings(config: TrainConfig, world: World | None = None) -> Generator[N
     """
     threads, world = torch.get_num_threads(), world or World()
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
-        torch.manual_seed(config.seed + world.rank * 2**40)
+        torch.manual_seed(world.seed(config.seed))
         torch.set_num_threads(config.threads)
         try:
             yield

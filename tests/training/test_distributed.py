@@ -11,12 +11,12 @@ from torch import nn
 from training.on_two_processes import BASE, FEW, LAYOUTS, MORE, ONLY_DDP, REFUSED
 
 from flatwise.runs import Run
-from flatwise.training import train
+from flatwise.training import TrainConfig, train
 from flatwise.training.batch_norm import BatchNormOverProcesses, share_statistics
 from flatwise.training.batches import CHUNK, Batches
 from flatwise.training.distributed import World
 from flatwise.training.distributed import processes as world_of
-from flatwise.training.loop import load_task
+from flatwise.training.loop import load_task, surroundings
 
 
 class Killed(Exception):
@@ -221,6 +221,16 @@ def test_parallel_on_one_process_is_refused(tmp_path):
 def test_a_device_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="device cuda takes one GPU for each process of a machine, and torch sees 0"):
         train(BASE, tmp_path / "run", device="cuda")
+
+
+def test_every_process_draws_numbers_of_its_own_and_the_first_those_of_one_alone():
+    for seed in (0, 2**32 - 1):
+        drawn = []
+        for world in (World(), *(World(rank=rank, size=3) for rank in range(3))):
+            with surroundings(TrainConfig(seed=seed), world):
+                drawn.append(torch.rand(4).tolist())
+        assert drawn[0] == drawn[1]
+        assert len(set(map(tuple, drawn))) == 3
 
 
 def test_shares_are_consecutive_and_differ_by_one_sample_at_most():

@@ -58,7 +58,8 @@ def written(tmp_path):
         folder = tmp_path / run
         if not folder.exists():
             environment = {"command": "flatwise train", "versions": {}}
-            Run.create(folder, {"method": method, "seed": seed, "data": "digits", "lr": 0.1}, environment)
+            made = Run.create(folder, {"method": method, "seed": seed, "data": "digits", "lr": 0.1}, environment)
+            made.finish("finished", {"steps": 20})
         source = {"kind": "run", "run": str(folder), "step": step, "file": None, "data_root": None}
         path = folder / "measurements" / "abc" / f"step-{step:08d}.json"
         write_json(path, content(run, top, step, source=source, data={"data": "digits"}, **changes))
@@ -108,6 +109,19 @@ def test_the_sentences_say_the_end_and_the_beginning(methods):
         "The negative part of the spectrum is 15.0 ± 5.0\u00a0% with SGD and 15.0 ± 5.0\u00a0% with SAM; "
         "at initialisation it is 15.0 ± 5.0\u00a0%.",
     ]
+
+
+def test_numbers_that_are_not_of_the_end_have_their_step(written):
+    starts = [written(method, method, 0, 0, top) for method, top in (("sgd", 2.0), ("sam", 3.0))]
+    first = "The top Hessian eigenvalue is {} with SGD{} and {} with SAM{}."
+    assert sentences(read_networks(starts))[0] == first.format("2.00", " at initialisation", "3.00", " at initialisation")
+    later = [written("sgd", "sgd", 0, 10, 4.0), written("sam", "sam", 0, 20, 5.0)]
+    assert sentences(read_networks(later))[0] == first.format("4.00", " at step 10", "5.00", "")
+
+
+def test_a_mean_over_seeds_says_that_they_were_measured_at_different_steps(written):
+    files = [written(f"sam-{seed}", "sam", seed, step, 3.0) for seed, step in enumerate((20, 10))]
+    assert sentences(read_networks(files))[0].endswith(" with SAM at steps 10 to 20.")
 
 
 def test_several_seeds_have_a_mean_and_an_interval(written):

@@ -28,6 +28,7 @@ class Network:
         style: of its arm.
         found: its numbers.
         several: whether there are other seeds, so that its own must be said.
+        ended: whether its run ended with these weights, as far as is known; True for what is no run.
     """
 
     arm: str
@@ -36,6 +37,7 @@ class Network:
     style: Style
     found: Record
     several: bool = False
+    ended: bool = True
 
     @property
     def run(self) -> str:
@@ -99,8 +101,9 @@ def _network(content: Record, arms: dict[str, Arm], chosen: dict[str, Style]) ->
         name = _own_name(content)
         return Network(name, None, content.get("step"), chosen[name], content)
     arm = arms[source["run"]]
-    seed = arm.trials[0].seed if arm.trials else None
-    return Network(arm.label, seed, source["step"], chosen[arm.name], content)
+    trial = arm.trials[0]
+    ended = source["step"] >= number(trial.summary, "steps")
+    return Network(arm.label, trial.seed, source["step"], chosen[arm.name], content, ended=ended)
 
 
 def _own_name(content: Record) -> str:

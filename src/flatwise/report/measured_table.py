@@ -146,7 +146,10 @@ def _stacked(cell: Cell) -> str:
 
 
 def sentences(networks: Sequence[Network]) -> list[str]:
-    """What the last checkpoint of every arm has, one sentence for each quantity, and where it began."""
+    """What the last checkpoint of every arm has, one sentence for each quantity, and where it began.
+
+    The step is said where that is not the end of the run.
+    """
     ends, starts = _ends(networks), [n for n in networks if n.step == 0 and n.finite]
     quantities = (
         ("The top Hessian eigenvalue", lambda n: n.top, _by_residual, ""),
@@ -189,7 +192,17 @@ def _clause(arm: str, group: Sequence[Network], read: Read, error: Read, unit: s
     else:
         ends = f" (95 % interval {compact(interval.low or 0.0)} to {compact(interval.high or 0.0)} over {interval.n} seeds)"
         value = f"{compact(interval.mean)}{unit}{ends if interval.low is not None else ''}"
-    return f"{value} {'with' if group[0].seed is not None else 'for'} {arm}"
+    return f"{value} {'with' if group[0].seed is not None else 'for'} {arm}{_moment(group)}"
+
+
+def _moment(group: Sequence[Network]) -> str:
+    """Said next to a number that is not of the ends of the runs; those of an arm may have been measured at different steps."""
+    if all(n.ended for n in group):
+        return ""
+    first, *others = sorted({n.step or 0 for n in group})
+    if others:
+        return f" at steps {first:,} to {others[-1]:,}"
+    return f" at step {first:,}" if first else " at initialisation"
 
 
 def _listed(clauses: Sequence[str]) -> str:

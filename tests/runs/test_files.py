@@ -50,6 +50,26 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["done.json"]
 
 
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from flatwise.runs import write_json
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    write_json(Path(sys.argv[1]), {"text": "x" * 1000})
+except OSError as error:
+    print(error.filename)
+"""
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    path = tmp_path / "done.json"
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_lines_come_back_in_order(tmp_path):
     path = tmp_path / "metrics.jsonl"
     assert read_lines(path) == []

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flatwise.runs import Run, RunError, RunWarning
-from flatwise.training import Interrupted, TrainConfig, train
+from flatwise.training import Interrupted, TrainConfig, checkpoints, train
 
 CONFIG = TrainConfig(
     method="eigen-sam", every=4, subset=200, widths=(16,), steps=24, probe_every=3, checkpoint_every=5, lr=0.1
@@ -77,6 +77,32 @@ def test_a_truncated_checkpoint_is_named_and_the_one_before_is_used(tmp_path):
         resumed = train(CONFIG, run.path)
     assert older.name == "step-00000005.pt"
     assert_same(resumed, train(CONFIG, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"rubbish" * 100, b"\x80\x02garbage", b"PK\x03\x04", bytes(100)])
+def test_a_file_of_rubbish_is_called_no_checkpoint_without_advice_to_run_it(tmp_path, rubbish):
+    path = tmp_path / "step-00000005.pt"
+    path.write_bytes(rubbish)
+    with pytest.raises(RunError, match=r"step-00000005.pt cannot be read") as refused:
+        checkpoints.load(path)
+    assert "weights_only" not in str(refused.value)
+
+
+FULL = """
+import resource, signal, sys
+from flatwise.cli.main import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
+main(["train", "--subset", "100", "--widths", "64", "--steps", "4", "--out", sys.argv[1]])
+"""
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_sentence(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL, "run"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "cannot be written; is the disk full? (" in done.stderr
+    assert not list(tmp_path.glob("run/checkpoints/*"))
 
 
 def test_a_damaged_line_of_metrics_costs_only_that_line(tmp_path):

@@ -53,7 +53,8 @@ def replacing(path: Path) -> Generator[Path]:
     """Give a temporary path beside `path` to write to, and put it in the place of `path` when the body succeeds.
 
     Whenever the process is killed, `path` holds the old content or the new one, never a part. The folder is made if missing.
-    One process at a time may write a path; a temporary file that a killed one left is written over.
+    One process at a time may write a path; a temporary file that a killed one left is written over. An OSError of the system
+    that names no file, as writing to a full disk raises it, names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -62,6 +63,10 @@ def replacing(path: Path) -> Generator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -19,9 +19,16 @@ def save(run: Run, step: int, content: dict[str, Any], keeps: Callable[[int], bo
     """Write the checkpoint of a step; a process killed meanwhile leaves the earlier ones as they were.
 
     Of the earlier ones the last remains, and those of the steps that `keeps` says.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
     """
-    with replacing(run.checkpoint_path(step)) as path:
-        torch.save(content, path)
+    place = run.checkpoint_path(step)
+    with replacing(place) as path:
+        try:
+            torch.save(content, path)
+        except RuntimeError as error:  # what torch makes of an error of the disk
+            raise OSError(f"the checkpoint {place} cannot be written; is the disk full? ({_reason(error)})") from error
     for old in run.checkpoints()[:-KEPT]:
         if not keeps(step_of(old)):
             old.unlink()
@@ -40,9 +47,15 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"the checkpoint {path} cannot be read ({reason})") from error
+    except (RuntimeError, OSError) as error:
+        raise RunError(f"the checkpoint {path} cannot be read ({_reason(error)})") from error
+    except (EOFError, ValueError, TypeError, LookupError, AttributeError, pickle.UnpicklingError) as error:
+        # Rubbish can be anything to an unpickler; and torch's own words on it advise to run it as code.
+        raise RunError(f"the checkpoint {path} cannot be read: it is no checkpoint, or damaged") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def newest(run: Run) -> dict[str, Any] | None:

@@ -64,6 +64,7 @@ class Compare:
     def run(self, words: Sequence[str]) -> int:
         """Make the runs, the table and the report."""
         plan = self._plan(shlex.join(["flatwise", *words]))
+        check_workers(self.workers)
         folder = self.out or self._default_folder()
         if self.dry_run:
             return forecast(plan, folder, self.workers)
@@ -89,6 +90,12 @@ class Compare:
         more = [self.equal, self.tune, self.tune_seeds] if self.equal or self.tune else []
         settings = json.dumps(chosen + more, sort_keys=True).encode()
         return Path("runs") / f"compare-{hashlib.sha256(settings).hexdigest()[:8]}"
+
+
+def check_workers(workers: int | None) -> None:
+    """Refuse a number of processes that is none."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
 
 
 def forecast(plan: Plan, folder: Path, workers: int | None) -> int:

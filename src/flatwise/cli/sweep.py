@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from flatwise.cli.compare import check_workers
 from flatwise.processes import EngineName
 from flatwise.training.config import Settings
 
@@ -53,8 +54,7 @@ class Sweep:
     def run(self, words: Sequence[str]) -> int:
         """Make the runs, the table, the report and the numbers."""
         plan = self._plan(shlex.join(["flatwise", *words]))
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers must be at least 1, not {self.workers}")
+        check_workers(self.workers)
         if self.dry_run:
             return _forecast(plan, self.out, self.workers)
         return _show(self.out, plan.carry_out(self.out, self.workers, self.engine))

@@ -46,7 +46,7 @@ class Plan:
         equal_norm: as in `arms_of`.
 
     Raises:
-        ValueError: seeds or tune_seeds below 1, or `equal` twice the same.
+        ValueError: no method, seeds or tune_seeds below 1, or `equal` twice the same.
     """
 
     methods: Sequence[str]
@@ -62,6 +62,8 @@ class Plan:
         for name in ("seeds", "tune_seeds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.methods:
+            raise ValueError("name at least one method to compare")
         if len(set(self.equal)) < len(self.equal) or not self.equal:
             raise ValueError("equal takes steps, evaluations, or both")
         if self.settings.evaluations and "evaluations" not in self.equal:

@@ -111,6 +111,8 @@ def of_task(task, hidden=3):
     return nn.Sequential(nn.Flatten(), nn.Linear(size, hidden), nn.BatchNorm1d(hidden), nn.Linear(hidden, task.num_classes))
 def alone(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 def wrong_size(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+def too_small(): return nn.Sequential(nn.Flatten(), nn.Linear(63, 10))
+def broken(): return {}["x"]
 def no_module(task): return 3
 def no_tensor():
     class Pair(nn.Module):
@@ -144,6 +146,8 @@ def test_users_models_are_built_seeded_and_left_untouched(mine):
     [
         ("wrong_size", {}, ValueError, r"must map 2 samples to \[2, 10\] logits, but gives \[2, 7\]"),
         ("no_tensor", {}, ValueError, "but gives tuple"),
+        ("broken", {}, ValueError, r"broken' failed \(KeyError: 'x'\); --debug shows where"),
+        ("too_small", {}, ValueError, r"too_small' failed \(RuntimeError: mat1 and mat2"),
         ("no_module", {}, TypeError, "must return a torch.nn.Module, not int"),
         ("alone", {"hidden": 3}, TypeError, "is called with hidden, which does not fit"),
     ],

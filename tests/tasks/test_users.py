@@ -96,6 +96,10 @@ def test_images_are_augmented_and_vectors_refused(mine):
         ("def load(seed, path): pass", TypeError, "is called with seed, which"),
         ("def load(): pass", TypeError, r"must return a flatwise.tasks.Task or \(train_inputs, .*, not NoneType"),
         ("def load(): return 1, 2", TypeError, "not 2 things"),
+        ("def load(): return {}['x']", ValueError, r"^'mine_\d+:load' failed \(KeyError: 'x'\); --debug shows where$"),
+        ("def load(): return 1 + 'x'", ValueError, r"^'mine_\d+:load' failed \(TypeError: unsupported"),
+        ("def load(): assert False", ValueError, r"failed \(AssertionError\); --debug"),
+        ("import sys\ndef load(): sys.exit(0)", ValueError, r"^'mine_\d+:load' failed \(SystemExit: 0\)"),
         ("def load(): return 'abcd', 1, 1, 1", TypeError, "no tensor or array of numbers"),
         ("def load(): return [[0]], [1], [[0]], [1]", TypeError, "train_inputs of .* must have dtype torch.float32"),
         ("def load(): return [[0.]], [0.5], [[0.]], [1]", TypeError, "train_targets of .* must have dtype torch.int64"),
@@ -110,6 +114,11 @@ def test_images_are_augmented_and_vectors_refused(mine):
 def test_what_does_not_fit_is_refused(mine, code, error, message):
     with pytest.raises(error, match=message):
         load_data(mine(code) + ":load")
+
+
+def test_ctrl_c_in_a_function_of_ones_own_is_no_failure(mine):
+    with pytest.raises(KeyboardInterrupt):
+        load_data(mine("def load(): raise KeyboardInterrupt") + ":load")
 
 
 def test_a_module_that_does_not_exist_is_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from inspect import Parameter, signature
 from itertools import pairwise
@@ -18,7 +19,7 @@ from flatwise.tasks.sampling import globally_seeded
 from flatwise.tasks.shapes import one_target_each
 from flatwise.tasks.task import Task
 from flatwise.tasks.transformers import sized_transformer, transformer
-from flatwise.tasks.users import check_call, resolve
+from flatwise.tasks.users import check_call, resolve, speaking_of
 from flatwise.tasks.vit import small_vit, vit_b_16
 
 
@@ -35,7 +36,7 @@ def build_model(name: str, task: Task, seed: int, **options: Any) -> nn.Module:
             `blocks` for cnn-ln, `pretrained` for vit-b-16.
 
     Raises:
-        ValueError: An unknown name (the nearest is named), inputs or an option that do not fit, wrong output of a user's model.
+        ValueError: An unknown name (the nearest is named), inputs or an option that do not fit, a user's model that fails or has a wrong output.
         TypeError: An option that the model does not have, or a user's function that does not return a module.
     """
     check_model_name(name)
@@ -44,7 +45,8 @@ def build_model(name: str, task: Task, seed: int, **options: Any) -> nn.Module:
     arguments = (task,) if _takes_task(function) else ()
     check_call(name, function, *arguments, **options)
     with globally_seeded(seed):
-        model = function(*arguments, **options)
+        with nullcontext() if own else speaking_of(name):
+            model = function(*arguments, **options)
         if own is None:
             _check_model(name, model, task)
     return model
@@ -108,7 +110,8 @@ def _check_model(name: str, model: object, task: Task) -> None:
     """Try a copy of a user's model on two samples, so that a wrong output is reported here and not in the loss."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name!r} must return a torch.nn.Module, not {type(model).__name__}")
-    output = deepcopy(model).eval()(task.train_inputs[:2])
+    with speaking_of(name):
+        output = deepcopy(model).eval()(task.train_inputs[:2])
     targets = list(task.train_targets[:2].shape)
     if not isinstance(output, Tensor) or list(output.shape) != [*targets, task.num_classes]:
         got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from inspect import Parameter, signature
 from typing import Any
 
@@ -45,6 +46,20 @@ def check_call(name: str, function: Callable[..., Any], *arguments: Any, **keywo
         raise TypeError(f"{name!r} is called with {given}, which does not fit its signature: {error}") from error
 
 
+@contextmanager
+def speaking_of(name: str) -> Generator[None]:
+    """Errors of the user's own code in the body are one sentence with the function's name; Ctrl-C stays what it is.
+
+    Raises:
+        ValueError: the body failed, or tried to end the process.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise ValueError(f"{name!r} failed ({reason}); --debug shows where") from error
+
+
 def user_data(name: str, root: str | None, seed: int) -> Source:
     """Call `module:function` with those of `seed` and `root` that it names, and make a source of what it returns.
 
@@ -53,7 +68,7 @@ def user_data(name: str, root: str | None, seed: int) -> Source:
 
     Raises:
         TypeError: It needs other arguments or returns something else.
-        ValueError: `root` was given and it has no use for it, or the data does not fit together.
+        ValueError: it fails, `root` was given and it has no use for it, or the data does not fit together.
     """
     function = resolve(name)
     if root is not None and not accepts(function, "root"):
@@ -61,7 +76,7 @@ def user_data(name: str, root: str | None, seed: int) -> Source:
     offered = {"seed": seed} | ({} if root is None else {"root": root})
     keywords = {key: value for key, value in offered.items() if accepts(function, key)}
     check_call(name, function, **keywords)
-    with globally_seeded(seed):
+    with globally_seeded(seed), speaking_of(name):
         returned = function(**keywords)
     return _source(returned if isinstance(returned, Task) else _task(name, returned))
 

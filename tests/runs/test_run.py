@@ -103,7 +103,22 @@ def test_done_is_remembered(run):
         run.finish("done", {})
 
 
-def test_a_damaged_mark_counts_as_unfinished(run):
-    (run.path / "done.json").write_text('{"status"')
-    with pytest.warns(RunWarning, match="counts as unfinished"):
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"status"',
+        "[]",
+        "{}",
+        '{"status": "finished"}',
+        '{"status": "finished", "summary": 3}',
+        '{"status": "finished", "summary": {}}',
+        '{"status": ["finished"], "summary": {"steps": 3}}',
+        '{"status": "done", "summary": {"steps": 3}}',
+    ],
+)
+def test_a_damaged_mark_counts_as_unfinished(run, content):
+    (run.path / "done.json").write_text(content)
+    with pytest.warns(RunWarning, match="done.json is damaged.*counts as unfinished"):
         assert run.status == "unfinished"
+    with pytest.warns(RunWarning, match="counts as unfinished"):
+        assert run.summary == {}

@@ -115,6 +115,15 @@ def test_a_damaged_line_of_metrics_costs_only_that_line(tmp_path):
     assert_same(resumed, train(CONFIG, tmp_path / "whole"))
 
 
+def test_metrics_that_are_lost_are_missed(tmp_path):
+    with pytest.raises(Killed):
+        train(CONFIG, tmp_path / "killed", progress=killed_at(12))
+    (tmp_path / "killed" / "metrics.jsonl").unlink()
+    with pytest.warns(RunWarning, match="before step 10 are missing"):
+        resumed = train(CONFIG, tmp_path / "killed")
+    assert resumed.status == "finished"
+
+
 def test_two_processes_never_train_in_one_folder(tmp_path):
     def second(done, total):
         if done == 7:

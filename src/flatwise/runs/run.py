@@ -116,7 +116,7 @@ class Run:
         if not mark.exists():
             return {}
         try:
-            return read_mapping(mark)
+            return _read_mark(mark)
         except RunError as error:
             warnings.warn(f"{error}; the run counts as unfinished", RunWarning, stacklevel=3)
             return {}
@@ -130,6 +130,15 @@ class Run:
                 f"the folder {self.path} holds another run ({', '.join(differences)}); choose another --out or delete it"
             )
         return self
+
+
+def _read_mark(path: Path) -> dict[str, Any]:
+    """How a run ended and its final numbers; RunError where either is missing."""
+    mark = read_mapping(path)
+    summary = mark.get("summary")
+    if mark.get("status") not in get_args(Ending) or not (isinstance(summary, dict) and summary):
+        raise RunError(f"{path} is damaged: it should hold a status, {' or '.join(get_args(Ending))}, and a summary")
+    return mark
 
 
 def _difference(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

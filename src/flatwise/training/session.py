@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from flatwise import vectors as V
 from flatwise.optim import SharpnessAware
-from flatwise.runs import Run, read_mapping, write_json
+from flatwise.runs import Run, RunWarning, read_mapping, write_json
 from flatwise.runs.run import Ending
 from flatwise.training import checkpoints
 from flatwise.training.distributed import World
@@ -78,6 +79,9 @@ class Session:
         """Continue from the newest readable checkpoint, or from the start; the number of steps already taken.
 
         Metrics that were written after the checkpoint are dropped: they will be written again.
+
+        Warns:
+            RunWarning: on those before, where there are none.
         """
         content = self.world.told(lambda: checkpoints.newest(self.run))
         if content is not None:
@@ -85,6 +89,8 @@ class Session:
         step = 0 if content is None else int(content["step"])
         if self.world.is_first:
             self.run.rewind(step - 1)
+            if step and not self.run.metrics():  # every run is measured before its first step
+                warnings.warn(f"the metrics of {self.run.path} before step {step} are missing", RunWarning, stacklevel=2)
             self.mirrors.follow(self.run, step)
         return step
 

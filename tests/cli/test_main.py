@@ -90,6 +90,29 @@ def test_a_reader_that_has_read_enough_is_no_error():
     assert process.returncode == 0
 
 
+def test_a_run_whose_reader_has_gone_ends_without_a_complaint(tmp_path):
+    out = tmp_path / "run"
+    words = [sys.executable, "-m", "flatwise", "train", *SMALL, "--out", str(out)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert "Broken pipe" not in process.stderr.read()
+    assert process.returncode == 141
+    assert Run.open(out).status == "finished"
+
+
+def test_a_terminal_that_knows_only_ascii_is_no_error(tmp_path):
+    words = [sys.executable, "-m", "flatwise", "compare", "--methods", "sgd", "sam", "--seeds", "2", *SMALL]
+    done = subprocess.run(
+        [*words, "--workers", "1", "--out", str(tmp_path / "out")],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "UnicodeEncodeError" not in done.stderr
+
+
 def test_methods_are_listed_with_their_hyperparameters_and_cost(capsys):
     assert flatwise("list", "methods") == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
@@ -165,7 +188,9 @@ def test_train_report_and_resume(capsys, tmp_path):
 
     assert flatwise("train", "--resume", str(out)) == 0
     assert flatwise("train", "--resume", str(out), "--lr", "0.3") == 2
-    assert "lr was 0.05, is 0.3" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "with its own settings (lr was 0.05, is 0.3); leave those flags out" in error
+    assert "delete" not in error
 
     assert flatwise("report", str(out)) == 0
     assert "<html" in (out / "report.html").read_text()
@@ -214,6 +239,33 @@ def test_a_diverged_run_says_so(tmp_path, capsys):
     assert flatwise("train", *SMALL[:4], "--steps", "60", *wild, "--out", str(out)) == 1
     assert "the training loss became" in capsys.readouterr().err
     assert Run.open(out).status == "diverged"
+
+
+WILD = ["--loss", "squared-error", "--schedule", "constant", "--subset", "100", "--widths", "8", "--steps", "60"]
+
+
+def test_a_comparison_whose_runs_all_diverged_has_no_result(tmp_path, capsys):
+    words = ["compare", "--methods", "sgd", "--seeds", "2", *WILD, "--lr", "1e4", "--workers", "1"]
+    assert flatwise(*words, "--out", str(tmp_path / "out")) == 1
+    printed, error = capsys.readouterr()
+    assert "flatwise: diverged: SGD, seeds 0, 1\n" in error
+    assert "there is nothing to compare." in printed.replace("\n", " ")
+
+
+def test_a_comparison_with_one_that_diverged_is_a_result_and_names_it(tmp_path, capsys):
+    words = ["sweep", "--method", "sgd", "--set", "lr=0.01,1e4", "--seeds", "1", *WILD, "--workers", "1"]
+    assert flatwise(*words, "--out", str(tmp_path / "out")) == 0
+    assert "flatwise: diverged: lr 10000.0, seed 0\n" in capsys.readouterr().err
+
+
+def test_compare_says_which_runs_of_an_earlier_command_are_left_out(tmp_path, capsys):
+    out = tmp_path / "out"
+    rest = [*SMALL, "--workers", "1", "--out", str(out)]
+    assert flatwise("compare", "--methods", "sgd", "sam", "--seeds", "2", *rest) == 0
+    assert "also holds" not in capsys.readouterr().err
+    assert flatwise("compare", "--methods", "sam", "--seeds", "1", *rest) == 0
+    error = capsys.readouterr().err
+    assert f"{out} also holds SGD, seeds 0, 1; SAM, seed 1: not in this report; for one with them: flatwise" in error
 
 
 def test_compare(tmp_path, capsys):

@@ -114,7 +114,9 @@ def test_the_sentences_say_the_end_and_the_beginning(methods):
 def test_numbers_that_are_not_of_the_end_have_their_step(written):
     starts = [written(method, method, 0, 0, top) for method, top in (("sgd", 2.0), ("sam", 3.0))]
     first = "The top Hessian eigenvalue is {} with SGD{} and {} with SAM{}."
-    assert sentences(read_networks(starts))[0] == first.format("2.00", " at initialisation", "3.00", " at initialisation")
+    assert sentences(read_networks(starts))[0] == first.format(
+        "2.00", " at initialisation", "3.00", " at initialisation"
+    )
     later = [written("sgd", "sgd", 0, 10, 4.0), written("sam", "sam", 0, 20, 5.0)]
     assert sentences(read_networks(later))[0] == first.format("4.00", " at step 10", "5.00", "")
 

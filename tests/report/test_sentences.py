@@ -113,7 +113,10 @@ def test_a_single_arm_is_only_described() -> None:
 
 
 def test_nothing_finished() -> None:
-    assert said(arm("sam", [None]), pairs=[]) == ["No run has finished, so there is nothing to compare yet."]
+    wild = arm("sam", [None])
+    assert said(wild, pairs=[]) == ["No run has finished, so there is nothing to compare."]
+    open_one = Arm("sgd", "SGD", "method", [Trial(0, "missing")])
+    assert said(wild, open_one, pairs=[]) == ["No run has finished, so there is nothing to compare yet."]
 
 
 @pytest.mark.parametrize(

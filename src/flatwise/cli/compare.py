@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from flatwise.cli.failures import tell_failures
+from flatwise.cli.failures import tell_diverged, tell_failures, tell_left_out
 from flatwise.cli.log import Log, mirrors
 from flatwise.processes import EngineName
 from flatwise.training.config import Settings
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Compare:
-    """Train methods over seeds on parallel processes, print a table and write a report; the same command continues."""
+    """Train methods over seeds on parallel processes, print a table and write a report; the same command continues.
+
+    Runs that failed or diverged are named on standard error. The exit code is 1 where one failed, or none has finished.
+    """
 
     methods: tuple[str, ...] = ("sgd", "sam", "eigen-sam")
     """The methods to compare, by name or as module:Class of your own, or all; settings such as rho go to those that have them."""
@@ -68,6 +71,7 @@ class Compare:
         folder = self.out or self._default_folder()
         if self.dry_run:
             return forecast(plan, folder, self.workers)
+        tell_left_out(folder, plan.sections(folder)[folder])
         return show(folder, plan.carry_out(folder, self.workers, mirrors(self.log), self.engine))
 
     def _plan(self, command: str) -> Plan:
@@ -110,7 +114,10 @@ def forecast(plan: Plan, folder: Path, workers: int | None) -> int:
 
 
 def show(folder: Path, failures: dict[str, str]) -> int:
-    """Print the table of a comparison and what failed, write its report, and return the exit code."""
+    """Print the table of a comparison and what failed or diverged, write its report, and return the exit code.
+
+    That is 1 where a run failed, or none has finished; a comparison of others with one that diverged is a result.
+    """
     from rich.console import Console
 
     from flatwise import report
@@ -119,4 +126,5 @@ def show(folder: Path, failures: dict[str, str]) -> int:
     page = report.build(folder)
     report.print_table(folder, Console())
     print(f"report: {page}")
-    return 1 if failures else 0
+    any_finished = tell_diverged(folder)
+    return 1 if failures or not any_finished else 0

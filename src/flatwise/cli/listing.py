@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
+
+from flatwise.cli.streams import say_no_more
 
 if TYPE_CHECKING:
     from flatwise.experiments.claims.claim import Claim
@@ -72,7 +72,7 @@ def _say(text: str) -> None:
     try:
         print(text, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write goes nowhere
+        say_no_more()
 
 
 def _methods() -> list[tuple[str, str]]:

@@ -17,10 +17,11 @@ from flatwise.cli.listing import List
 from flatwise.cli.measure import Measure
 from flatwise.cli.report import Report
 from flatwise.cli.reproduce import Reproduce
+from flatwise.cli.streams import replace_unknown_letters, say_no_more
 from flatwise.cli.sweep import Sweep
 from flatwise.cli.train import Train
 
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, INTERRUPTED, READER_GONE = 2, 130, 141
 
 DESCRIPTION = """Train neural networks towards flat minima, and measure whether they got there.
 
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or bool(os.environ.get("FLATWISE_DEBUG"))
     words = [word for word in words if word != "--debug"]
+    replace_unknown_letters()
     if words == ["--version"]:
         print(f"flatwise {__version__}")
         sys.exit()
@@ -61,10 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             COMMANDS, prog="flatwise", description=DESCRIPTION, args=words
         )
         _check_alone(words[0], command)
-        sys.exit(command.run(words))
+        code = command.run(words)
+        print(end="", flush=True)  # a reader that has gone is noticed here, not after the end
+        sys.exit(code)
     except KeyboardInterrupt:
         print("stopped; the same command continues from here", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # of our own standard output: that of a worker is met where it is written to
+        say_no_more()
+        sys.exit(READER_GONE)
     except (ValueError, TypeError, OSError) as error:
         if debug:
             raise

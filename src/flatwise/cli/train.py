@@ -74,6 +74,8 @@ class Train:
 
         settled = self._settled(words)
         config = resolved(settled.config)
+        if self.resume:
+            _check_unchanged(self.resume, config)
         return config, settled.out or _default_folder(config)
 
     def _settled(self, words: Sequence[str]) -> Train:
@@ -94,6 +96,16 @@ REFUSED = 2
 
 def _parsed(words: Sequence[str], defaults: TrainConfig) -> Train:
     return tyro.cli(Train, prog="flatwise train", args=words[1:], default=Train(config=defaults))
+
+
+def _check_unchanged(folder: Path, config: TrainConfig) -> None:
+    from flatwise.runs import Run
+
+    if differences := Run.open(folder).differences(config.to_dict()):
+        raise ValueError(
+            f"--resume continues {folder} with its own settings ({', '.join(differences)}); leave those flags out, or "
+            "start another run with --out instead"
+        )
 
 
 def _default_folder(config: TrainConfig) -> Path:

@@ -30,7 +30,13 @@ def summary(study: Study) -> list[str]:
     found = [sentence for part in study.parts if part.kind != "edge" for sentence in _under_heading(part)]
     found += cost_sentences(study) if found else []
     found += [sentence for part in (study, study.edge) if part for sentence in _edge(part)]
-    return found or ["No run has finished, so there is nothing to compare yet."]
+    return found or [f"No run has finished, so there is nothing to compare{_yet(study)}."]
+
+
+def _yet(study: Study) -> str:
+    """Whether something is still to come."""
+    open_ones = ("unfinished", "missing")
+    return " yet" if any(trial.status in open_ones for part in study.parts for trial in part.trials) else ""
 
 
 def _under_heading(study: Study) -> list[str]:

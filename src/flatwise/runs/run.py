@@ -121,11 +121,14 @@ class Run:
             warnings.warn(f"{error}; the run counts as unfinished", RunWarning, stacklevel=3)
             return {}
 
-    def _expecting(self, config: Mapping[str, Any]) -> Run:
+    def differences(self, config: Mapping[str, Any]) -> list[str]:
+        """Where the run's configuration is not this one, in words for each setting."""
         wanted: dict[str, Any] = decode(encode(config))
         names = [*self.config, *(name for name in wanted if name not in self.config)]
-        differences = [d for name in names if (d := _difference(name, self.config, wanted))]
-        if differences:
+        return [d for name in names if (d := _difference(name, self.config, wanted))]
+
+    def _expecting(self, config: Mapping[str, Any]) -> Run:
+        if differences := self.differences(config):
             raise RunError(
                 f"the folder {self.path} holds another run ({', '.join(differences)}); choose another --out or delete it"
             )

@@ -90,7 +90,9 @@ class Session:
         if self.world.is_first:
             self.run.rewind(step - 1)
             if step and not self.run.metrics():  # every run is measured before its first step
-                warnings.warn(f"the metrics of {self.run.path} before step {step} are missing", RunWarning, stacklevel=2)
+                warnings.warn(
+                    f"the metrics of {self.run.path} before step {step} are missing", RunWarning, stacklevel=2
+                )
             self.mirrors.follow(self.run, step)
         return step
 

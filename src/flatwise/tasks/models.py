@@ -36,7 +36,8 @@ def build_model(name: str, task: Task, seed: int, **options: Any) -> nn.Module:
             `blocks` for cnn-ln, `pretrained` for vit-b-16.
 
     Raises:
-        ValueError: An unknown name (the nearest is named), inputs or an option that do not fit, a user's model that fails or has a wrong output.
+        ValueError: An unknown name (the nearest is named), inputs or an option that do not fit,
+            a user's model that fails or has a wrong output.
         TypeError: An option that the model does not have, or a user's function that does not return a module.
     """
     check_model_name(name)
